@@ -1,0 +1,34 @@
+"""Building blocks that know no paper: one concept a file."""
+
+from eqx_vit.layers.attention import Attention as Attention
+from eqx_vit.layers.attention import attend as attend
+from eqx_vit.layers.attention import attention_scores as attention_scores
+from eqx_vit.layers.attention import attention_values as attention_values
+from eqx_vit.layers.attention import attention_weights as attention_weights
+from eqx_vit.layers.attention import merge_heads as merge_heads
+from eqx_vit.layers.attention import split_heads as split_heads
+from eqx_vit.layers.batch_norm import BATCH_AXIS as BATCH_AXIS
+from eqx_vit.layers.batch_norm import BatchNorm as BatchNorm
+from eqx_vit.layers.buffer import Buffer as Buffer
+from eqx_vit.layers.conv import Conv as Conv
+from eqx_vit.layers.door import image_door as image_door
+from eqx_vit.layers.drop import Dropout as Dropout
+from eqx_vit.layers.drop import DropPath as DropPath
+from eqx_vit.layers.drop import is_live as is_live
+from eqx_vit.layers.drop import ramp as ramp
+from eqx_vit.layers.keys import split_or_none as split_or_none
+from eqx_vit.layers.linear import Linear as Linear
+from eqx_vit.layers.mlp import MLP as MLP
+from eqx_vit.layers.mlp import gelu as gelu
+from eqx_vit.layers.mlp import gelu_tanh as gelu_tanh
+from eqx_vit.layers.norm import LayerNorm as LayerNorm
+from eqx_vit.layers.norm import LayerScale as LayerScale
+from eqx_vit.layers.patch import PatchEmbedding as PatchEmbedding
+from eqx_vit.layers.patch import patchify as patchify
+from eqx_vit.layers.posemb import resize_grid as resize_grid
+from eqx_vit.layers.posemb import resize_table as resize_table
+from eqx_vit.layers.posemb import sincos_2d as sincos_2d
+from eqx_vit.layers.stack import Stack as Stack
+from eqx_vit.layers.window import from_windows as from_windows
+from eqx_vit.layers.window import relative_position_index as relative_position_index
+from eqx_vit.layers.window import to_windows as to_windows

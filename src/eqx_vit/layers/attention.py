@@ -1,0 +1,134 @@
+"""Scaled dot-product attention, as pure functions and as the one ordinary module.
+
+Axes: queries, keys - positions in the sequences that ask and that are asked; heads; head_dim.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from eqx_vit.layers.drop import Dropout
+from eqx_vit.layers.init import Initializer, constant, truncated_normal
+from eqx_vit.layers.keys import split_or_none
+from eqx_vit.layers.linear import Linear
+from eqx_vit.layers.norm import LayerNorm
+
+
+def attention_scores(
+    query: Float[Array, "queries heads head_dim"],
+    key: Float[Array, "keys heads head_dim"],
+    scale: float | Float[Array, ""] | Float[Array, " heads"] | None = None,
+) -> Float[Array, "heads queries keys"]:
+    """`query @ key * scale` per head, in float32; `scale` defaults to `head_dim ** -0.5`, and may differ by head."""
+    factor = jnp.asarray(query.shape[-1] ** -0.5 if scale is None else scale, dtype=query.dtype)
+    factor = jnp.broadcast_to(factor[..., None] if factor.ndim else factor, query.shape)
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    return jnp.einsum("qhd,khd->hqk", query * factor, key, preferred_element_type=wide)
+
+
+def attention_weights(
+    scores: Float[Array, "heads queries keys"],
+    bias: Float[Array, "#heads queries keys"] | None = None,
+    mask: Bool[Array, "#heads queries keys"] | None = None,
+) -> Float[Array, "heads queries keys"]:
+    """Softmax over the keys in float32; `bias` is added to the scores, and where `mask` is False the weight is 0."""
+    if bias is not None:
+        scores = scores + jnp.broadcast_to(bias, scores.shape).astype(scores.dtype)
+    if mask is not None:
+        scores = jnp.where(jnp.broadcast_to(mask, scores.shape), scores, jnp.finfo(scores.dtype).min)
+    return jax.nn.softmax(scores, axis=-1)
+
+
+def attention_values(
+    weights: Float[Array, "heads queries keys"], value: Float[Array, "keys heads value_dim"]
+) -> Float[Array, "queries heads value_dim"]:
+    """The weighted sums of the values, in their dtype."""
+    return jnp.einsum("hqk,khd->qhd", weights.astype(value.dtype), value)
+
+
+def attend(
+    query: Float[Array, "queries heads head_dim"],
+    key: Float[Array, "keys heads head_dim"],
+    value: Float[Array, "keys heads value_dim"],
+    *,
+    scale: float | Float[Array, ""] | Float[Array, " heads"] | None = None,
+    bias: Float[Array, "#heads queries keys"] | None = None,
+    mask: Bool[Array, "#heads queries keys"] | None = None,
+    dropout: Dropout | None = None,
+    dropout_key: PRNGKeyArray | None = None,
+) -> Float[Array, "queries heads value_dim"]:
+    """`softmax(query @ key * scale + bias) @ value` per head (Vaswani et al., arXiv 1706.03762, section 3.2.1).
+
+    **Arguments:** `scale` defaults to `head_dim ** -0.5`; `bias` is added after scaling; where `mask` is False nothing
+    is attended to; `dropout` acts on the attention weights.
+    """
+    weights = attention_weights(attention_scores(query, key, scale), bias, mask)
+    if dropout is not None:
+        weights = dropout(weights, key=dropout_key)
+    return attention_values(weights, value)
+
+
+class Attention(eqx.Module):
+    """Multi-head self-attention with one fused projection, whose rows are ordered (q, k, v), heads, head_dim."""
+
+    qkv: Linear
+    query_norm: LayerNorm | None
+    key_norm: LayerNorm | None
+    projection: Linear
+    attention_dropout: Dropout
+    projection_dropout: Dropout
+    heads: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        head_dim: int | None = None,
+        qkv_bias: bool = True,
+        qk_norm_eps: float | None = None,
+        dropout: float = 0.0,
+        qkv_init: Initializer = truncated_normal(0.02),
+        projection_init: Initializer = truncated_normal(0.02),
+        bias_init: Initializer = constant(0.0),
+        key: PRNGKeyArray,
+    ) -> None:
+        """`head_dim` defaults to `dim // heads`; `qk_norm_eps` given means LayerNorm on queries and keys per head."""
+        qkv_key, projection_key = jax.random.split(key)
+        size = dim // heads if head_dim is None else head_dim
+        self.qkv = Linear(
+            dim, 3 * heads * size, use_bias=qkv_bias, weight_init=qkv_init, bias_init=bias_init, key=qkv_key
+        )
+        self.query_norm = None if qk_norm_eps is None else LayerNorm(size, qk_norm_eps)
+        self.key_norm = None if qk_norm_eps is None else LayerNorm(size, qk_norm_eps)
+        self.projection = Linear(
+            heads * size, dim, weight_init=projection_init, bias_init=bias_init, key=projection_key
+        )
+        self.attention_dropout = Dropout(dropout)
+        self.projection_dropout = Dropout(dropout)
+        self.heads = heads
+
+    def __call__(
+        self, tokens: Float[Array, "tokens dim"], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "tokens dim"]:
+        attention_key, projection_key = split_or_none(key)
+        query, keys, value = split_heads(self.qkv(tokens), 3, self.heads)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, keys = self.query_norm(query), self.key_norm(keys)
+        mixed = attend(query, keys, value, dropout=self.attention_dropout, dropout_key=attention_key)
+        return self.projection_dropout(self.projection(merge_heads(mixed)), key=projection_key)
+
+
+def split_heads(
+    fused: Float[Array, "tokens channels"], parts: int, heads: int
+) -> tuple[Float[Array, "tokens heads head_dim"], ...]:
+    """A fused projection, rows ordered parts, heads, head_dim, as `parts` arrays."""
+    tokens = fused.shape[0]
+    split = fused.reshape(tokens, parts, heads, -1)
+    return tuple(split[:, part] for part in range(parts))
+
+
+def merge_heads(x: Float[Array, "tokens heads head_dim"]) -> Float[Array, "tokens channels"]:
+    """Heads side by side, the head outermost."""
+    return x.reshape(x.shape[0], -1)

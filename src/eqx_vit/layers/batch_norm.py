@@ -1,0 +1,74 @@
+"""Batch normalisation with PyTorch's semantics."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+BATCH_AXIS = "batch"
+
+
+class BatchNorm(eqx.nn.StatefulLayer):
+    """Batch normalisation (Ioffe and Szegedy, arXiv 1502.03167) over all leading axes and the vmapped batch.
+
+    PyTorch's semantics: the biased batch variance normalises, the unbiased one is stored, and
+    `running = (1 - momentum) * running + momentum * batch`. The statistics are float32 whatever the compute dtype.
+
+    **Raises:** `ValueError` where it runs in training mode without the batch axis that `eqx_vit.forward` sets up.
+    """
+
+    weight: Float[Array, " channels"]
+    bias: Float[Array, " channels"]
+    statistics: eqx.nn.StateIndex
+    eps: float = eqx.field(static=True)
+    momentum: float = eqx.field(static=True)
+    inference: bool
+
+    def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1, initial_weight: float = 1.0) -> None:
+        self.weight = jnp.full(channels, initial_weight)
+        self.bias = jnp.zeros(channels)
+        self.statistics = eqx.nn.StateIndex((jnp.zeros(channels), jnp.ones(channels)))
+        self.eps = eps
+        self.momentum = momentum
+        self.inference = False
+
+    def __call__(
+        self, x: Float[Array, "*positions channels"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "*positions channels"], eqx.nn.State]:
+        """Normalise `x`; in training mode also update the running statistics in `state`. `key` is not used."""
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        mean, variance = state.get(self.statistics)
+        if not self.inference:
+            mean, variance, unbiased = batch_statistics(wide)
+            state = state.set(self.statistics, self._updated(state, mean, unbiased))
+        factor = jax.lax.rsqrt(variance + self.eps).astype(wide.dtype)
+        normal = (wide - jnp.broadcast_to(mean.astype(wide.dtype), x.shape)) * jnp.broadcast_to(factor, x.shape)
+        normal = normal.astype(x.dtype)
+        return normal * jnp.broadcast_to(self.weight, x.shape) + jnp.broadcast_to(self.bias, x.shape), state
+
+    def _updated(
+        self, state: eqx.nn.State, mean: Float[Array, " channels"], variance: Float[Array, " channels"]
+    ) -> tuple[Float[Array, " channels"], Float[Array, " channels"]]:
+        old_mean, old_variance = state.get(self.statistics)
+        new_mean = (1 - self.momentum) * old_mean + self.momentum * mean.astype(old_mean.dtype)
+        new_variance = (1 - self.momentum) * old_variance + self.momentum * variance.astype(old_variance.dtype)
+        return jax.lax.stop_gradient((new_mean, new_variance))
+
+
+def batch_statistics(
+    x: Float[Array, "*positions channels"],
+) -> tuple[Float[Array, " channels"], Float[Array, " channels"], Float[Array, " channels"]]:
+    """Mean, biased and unbiased variance per channel over the positions and the batch axis, in two passes."""
+    try:
+        batch = jax.lax.axis_size(BATCH_AXIS)
+    except NameError:
+        raise ValueError(
+            "BatchNorm is in training mode outside a batch: call eqx_vit.forward(model, state, images, key=key), "
+            "or put the model in inference mode: model = eqx_vit.inference_mode(model)"
+        ) from None
+    axes = tuple(range(x.ndim - 1))
+    count = batch * x.size // x.shape[-1]
+    mean = jax.lax.pmean(jnp.mean(x, axis=axes), BATCH_AXIS)
+    centred = x - jnp.broadcast_to(mean, x.shape)
+    variance = jax.lax.pmean(jnp.mean(jnp.square(centred), axis=axes), BATCH_AXIS)
+    return mean, variance, variance * (count / max(count - 1, 1))

@@ -1,0 +1,60 @@
+"""Convolutions of one height x width x channels map: ordinary, strided, grouped and depthwise."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from eqx_vit.layers.config import pair
+from eqx_vit.layers.init import Initializer, fan_in_uniform
+
+Padding = int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]]
+
+
+class Conv(eqx.Module):
+    """A 2-D convolution; the weight is `(out, in / groups, height, width)` as in Equinox and PyTorch.
+
+    `padding` is one number for all sides, one for each axis, or (before, after) for each axis; zeros are padded.
+    `groups == in_channels` is a depthwise convolution. The default initialisation is PyTorch's, weight and bias.
+    """
+
+    weight: Float[Array, "out in_per_group kernel_height kernel_width"]
+    bias: Float[Array, " out"] | None
+    stride: tuple[int, int] = eqx.field(static=True)
+    padding: tuple[tuple[int, int], tuple[int, int]] = eqx.field(static=True)
+    groups: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        *,
+        stride: int | tuple[int, int] = 1,
+        padding: Padding = 0,
+        groups: int = 1,
+        use_bias: bool = True,
+        weight_init: Initializer | None = None,
+        bias_init: Initializer | None = None,
+        key: PRNGKeyArray,
+    ) -> None:
+        height, width = pair(kernel_size)
+        default = fan_in_uniform(in_channels // groups * height * width)
+        self.weight = (weight_init or default)(key, (out_channels, in_channels // groups, height, width))
+        # Folded in, not split: a bias never changes what the weight draws.
+        self.bias = (bias_init or default)(jax.random.fold_in(key, 1), (out_channels,)) if use_bias else None
+        self.stride = pair(stride)
+        top_bottom, left_right = (padding, padding) if isinstance(padding, int) else padding
+        self.padding = (pair(top_bottom), pair(left_right))
+        self.groups = groups
+
+    def __call__(self, x: Float[Array, "height width in"]) -> Float[Array, "new_height new_width out"]:
+        y = jax.lax.conv_general_dilated(
+            x[None],
+            self.weight,
+            window_strides=self.stride,
+            padding=self.padding,
+            dimension_numbers=("NHWC", "OIHW", "NHWC"),
+            feature_group_count=self.groups,
+        )[0]
+        return y if self.bias is None else y + jnp.broadcast_to(self.bias, y.shape)

@@ -1,0 +1,46 @@
+"""Initialisers with explicit fans: functions of (key, shape), named for what the papers' codes use."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+Initializer = Callable[[PRNGKeyArray, tuple[int, ...]], Array]
+
+
+def constant(value: float) -> Initializer:
+    """Every element `value`."""
+    return lambda key, shape: jnp.full(shape, value, dtype=float)
+
+
+def normal(std: float) -> Initializer:
+    """Normal with mean 0."""
+    return lambda key, shape: std * jax.random.normal(key, shape)
+
+
+def truncated_normal(std: float = 0.02) -> Initializer:
+    """Normal cut at the absolute values -2 and 2, as PyTorch's `trunc_normal_` and timm have it."""
+    return lambda key, shape: std * jax.random.truncated_normal(key, -2 / std, 2 / std, shape)
+
+
+def uniform(limit: float) -> Initializer:
+    """Uniform in [-limit, limit]."""
+    return lambda key, shape: jax.random.uniform(key, shape, minval=-limit, maxval=limit)
+
+
+def fan_in_uniform(fan_in: int) -> Initializer:
+    """PyTorch's default for linear and convolution weights and biases: uniform within 1 / sqrt(fan_in)."""
+    return uniform(1 / math.sqrt(fan_in))
+
+
+def xavier_uniform(fan_in: int, fan_out: int) -> Initializer:
+    """Glorot and Bengio (2010): uniform within sqrt(6 / (fan_in + fan_out))."""
+    return uniform(math.sqrt(6 / (fan_in + fan_out)))
+
+
+def lecun_normal(fan_in: int) -> Initializer:
+    """Flax's default: normal cut at two standard deviations, rescaled so that its variance is 1 / fan_in."""
+    std = math.sqrt(1 / fan_in) / 0.87962566103423978  # the deviation of a unit normal cut at -2 and 2
+    return lambda key, shape: std * jax.random.truncated_normal(key, -2, 2, shape)

@@ -1,0 +1,36 @@
+"""A linear map of the last axis."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from eqx_vit.layers.init import Initializer, constant, truncated_normal
+
+
+class Linear(eqx.Module):
+    """`x @ weight.T + bias` over the last axis, whatever the leading axes.
+
+    `eqx.nn.Linear` takes one vector; this one takes token sequences and maps, and its initialisers are arguments.
+    """
+
+    weight: Float[Array, "out in"]
+    bias: Float[Array, " out"] | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        use_bias: bool = True,
+        weight_init: Initializer = truncated_normal(0.02),
+        bias_init: Initializer = constant(0.0),
+        key: PRNGKeyArray,
+    ) -> None:
+        self.weight = weight_init(key, (out_features, in_features))
+        # Folded in, not split: a bias never changes what the weight draws.
+        self.bias = bias_init(jax.random.fold_in(key, 1), (out_features,)) if use_bias else None
+
+    def __call__(self, x: Float[Array, "*positions in"]) -> Float[Array, "*positions out"]:
+        y = x @ self.weight.T
+        return y if self.bias is None else y + jnp.broadcast_to(self.bias, y.shape)

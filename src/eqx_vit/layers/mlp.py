@@ -1,0 +1,59 @@
+"""The two-layer perceptron of a transformer block, and the activations as functions."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from eqx_vit.layers.drop import Dropout
+from eqx_vit.layers.init import Initializer, constant, truncated_normal
+from eqx_vit.layers.keys import split_or_none
+from eqx_vit.layers.linear import Linear
+
+Activation = Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]]
+
+
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Exact GELU, `x * Phi(x)` (arXiv 1606.08415), PyTorch's default."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def gelu_tanh(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """GELU by the tanh approximation, Flax's default."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+class MLP(eqx.Module):
+    """Linear, activation, dropout, linear, dropout, over the last axis."""
+
+    expand: Linear
+    contract: Linear
+    expand_dropout: Dropout
+    contract_dropout: Dropout
+    activation: Activation = eqx.field(static=True)
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        *,
+        activation: Activation = gelu,
+        dropout: float = 0.0,
+        weight_init: Initializer = truncated_normal(0.02),
+        bias_init: Initializer = constant(0.0),
+        key: PRNGKeyArray,
+    ) -> None:
+        expand_key, contract_key = jax.random.split(key)
+        self.expand = Linear(dim, hidden_dim, weight_init=weight_init, bias_init=bias_init, key=expand_key)
+        self.contract = Linear(hidden_dim, dim, weight_init=weight_init, bias_init=bias_init, key=contract_key)
+        self.expand_dropout = Dropout(dropout)
+        self.contract_dropout = Dropout(dropout)
+        self.activation = activation
+
+    def __call__(
+        self, x: Float[Array, "*positions dim"], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "*positions dim"]:
+        expand_key, contract_key = split_or_none(key)
+        hidden = self.expand_dropout(self.activation(self.expand(x)), key=expand_key)
+        return self.contract_dropout(self.contract(hidden), key=contract_key)

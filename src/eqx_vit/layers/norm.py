@@ -1,0 +1,45 @@
+"""Layer normalisation and layer scale over the last axis."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class LayerNorm(eqx.Module):
+    """Layer normalisation (Ba et al., arXiv 1607.06450) over the last axis, whatever the leading axes.
+
+    The statistics are float32 whatever the compute dtype. `eps` has no default: the papers differ (1e-5, 1e-6, 1e-12).
+    """
+
+    weight: Float[Array, " dim"]
+    bias: Float[Array, " dim"]
+    eps: float = eqx.field(static=True)
+
+    def __init__(self, dim: int, eps: float) -> None:
+        self.weight = jnp.ones(dim)
+        self.bias = jnp.zeros(dim)
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*positions dim"]) -> Float[Array, "*positions dim"]:
+        return normalise(x, self.eps) * jnp.broadcast_to(self.weight, x.shape) + jnp.broadcast_to(self.bias, x.shape)
+
+
+def normalise(x: Float[Array, "*positions dim"], eps: float) -> Float[Array, "*positions dim"]:
+    """`(x - mean) / sqrt(variance + eps)` over the last axis, in float32, returned in the dtype of `x`."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + eps)).astype(x.dtype)
+
+
+class LayerScale(eqx.Module):
+    """A learned factor per channel on a residual branch (CaiT, arXiv 2103.17239, section 2)."""
+
+    scale: Float[Array, " dim"]
+
+    def __init__(self, dim: int, initial_value: float) -> None:
+        self.scale = jnp.full(dim, initial_value)
+
+    def __call__(self, x: Float[Array, "*positions dim"]) -> Float[Array, "*positions dim"]:
+        return x * jnp.broadcast_to(self.scale, x.shape)

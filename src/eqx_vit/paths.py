@@ -1,0 +1,63 @@
+"""A model and its state as one flat dict of named arrays: what files, name maps and the Flax door speak.
+
+A name is the path of attributes with dots, `blocks.block.attention.qkv.weight`; an array of a `Stack` carries the
+depth as its first axis. BatchNorm's statistics appear as `<path of the BatchNorm>.running_mean` and `.running_var`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, PyTree
+
+from eqx_vit.layers import BatchNorm
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether the leaf is an array, or the shape that stands for one under `eqx.filter_eval_shape`."""
+    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def path_name(path: Any) -> str:
+    """A key path of JAX as a dotted name."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def named_leaves(model: PyTree) -> dict[str, Array]:
+    """Each array of the model under its name; buffers included, BatchNorm's statistics not."""
+    arrays = eqx.filter(model, is_array)
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)}
+
+
+def named_statistics(model: PyTree, state: eqx.nn.State) -> dict[str, Array]:
+    """BatchNorm's running statistics under their names."""
+    statistics: dict[str, Array] = {}
+    for name, norm in batch_norms(model):
+        mean, variance = state.get(norm.statistics)
+        statistics |= {f"{name}.running_mean": mean, f"{name}.running_var": variance}
+    return statistics
+
+
+def with_named_leaves(model: PyTree, leaves: Mapping[str, Array]) -> PyTree:
+    """The model with the named arrays in place of its own; names it lacks raise `KeyError`."""
+    unknown = sorted(set(leaves) - set(named_leaves(model)))
+    if unknown:
+        raise KeyError(f"no array of the model is called {', '.join(unknown)}")
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaves.get(path_name(path), leaf), model)
+
+
+def with_named_statistics(model: PyTree, state: eqx.nn.State, statistics: Mapping[str, Array]) -> eqx.nn.State:
+    """The state with the named statistics in place of its own."""
+    state = state.substate(model)  # a copy: State invalidates what it is updated from
+    for name, norm in batch_norms(model):
+        mean, variance = state.get(norm.statistics)
+        pair = (statistics.get(f"{name}.running_mean", mean), statistics.get(f"{name}.running_var", variance))
+        state = state.set(norm.statistics, pair)
+    return state
+
+
+def batch_norms(model: PyTree) -> list[tuple[str, BatchNorm]]:
+    """Each BatchNorm of the model with its name."""
+    nodes = jax.tree_util.tree_leaves_with_path(model, is_leaf=lambda node: isinstance(node, BatchNorm))
+    return [(path_name(path), node) for path, node in nodes if isinstance(node, BatchNorm)]
