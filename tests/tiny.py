@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from eqx_vit import LeViTConfig, ViTConfig
+from eqx_vit import CaiTConfig, LeViTConfig, ViTConfig
 
 TINY: dict[str, Any] = {
     "vit": ViTConfig(image_size=16, patch_size=8, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24),
     "levit": LeViTConfig(image_size=32, num_classes=5, stages=2, dim=16, depth=2, heads=2, dim_key=4, dim_value=8),
+    "cait": CaiTConfig(image_size=16, patch_size=8, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24),
 }

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from eqx_vit.models import levit, vit
+from eqx_vit.models import cait, levit, vit
 from eqx_vit.models.source import Source
 
 
@@ -18,4 +18,5 @@ class Architecture(NamedTuple):
 MODELS: dict[str, Architecture] = {
     "vit": Architecture(vit.ViT, vit.ViTConfig, vit.PRESETS, vit.WEIGHTS),
     "levit": Architecture(levit.LeViT, levit.LeViTConfig, levit.PRESETS, levit.WEIGHTS),
+    "cait": Architecture(cait.CaiT, cait.CaiTConfig, cait.PRESETS, cait.WEIGHTS),
 }
