@@ -1,7 +1,7 @@
 """Golden files: outputs of the official implementations, and the comparison of a model of ours with them.
 
 Parameters and inputs are not stored but drawn again, each from its own frozen `RandomState(crc32("<file>/<name>"))`;
-the JSON in a file's `meta` says how: `state` lists [key, shape, kind, ...] in checkpoint order, `generated` the inputs and
+the JSON in a file's `meta` says how: `state` lists [key, shape, kind, ...] in checkpoint order, `generated` inputs and
 cotangents, `slices` the large arrays of which only every n-th element is kept.
 """
 

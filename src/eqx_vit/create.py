@@ -6,19 +6,19 @@ import fnmatch
 from typing import Any
 
 import equinox as eqx
-from jaxtyping import PRNGKeyArray
 
 from eqx_vit.models import MODELS
 from eqx_vit.surface import architecture, build
 
 
-def create(config: Any, *, key: PRNGKeyArray, **changes: Any) -> tuple[eqx.Module, eqx.nn.State]:
+def create(config: Any, *, key: Any, **changes: Any) -> tuple[eqx.Module, eqx.nn.State]:
     """A freshly initialised model, in training mode, and its BatchNorm state (empty for models without).
 
     **Arguments:** `config` is a preset's name (see `list_models`) or a config; `changes` replace fields of it:
     `create("vit_tiny_patch16_224", key=key, num_classes=10)`.
 
-    **Raises:** `ValueError` for an unknown name, field or value, each with what would be right.
+    **Raises:** `ValueError` for an unknown name, field or value, or what is no random key, each with what would be
+    right.
     """
     return build(changed(preset(config) if isinstance(config, str) else config, changes), key)
 

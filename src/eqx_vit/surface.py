@@ -37,7 +37,7 @@ def architecture(config: Any) -> Architecture:
     raise ValueError(f"{config!r} is not a config of this library: use one of {known}")
 
 
-def build(config: Any, key: PRNGKeyArray) -> tuple[Model, eqx.nn.State]:
+def build(config: Any, key: Any) -> tuple[Model, eqx.nn.State]:
     """The freshly initialised model of a config, and its BatchNorm state (empty for models without)."""
     return _build(architecture(config).model, config, checked_key(key))
 
@@ -64,7 +64,7 @@ def checked_key(key: Any) -> PRNGKeyArray:
 
 
 def forward(
-    model: Model, state: eqx.nn.State | None, images: Any, key: PRNGKeyArray | None = None
+    model: Model, state: eqx.nn.State | None, images: Any, key: Any = None
 ) -> tuple[Float[Array, "batch classes"], eqx.nn.State | None]:
     """A batch of images to logits, and the state after it: for models with and without BatchNorm alike.
 
@@ -135,7 +135,7 @@ def cast(model: Model, dtype: Any) -> Model:
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf, model)
 
 
-def replace_head(model: Model, num_classes: int, *, key: PRNGKeyArray) -> Model:
+def replace_head(model: Model, num_classes: int, *, key: Any) -> Model:
     """The model with a fresh head for `num_classes` (0: no head) and all else carried over; the state stays as it is.
 
     **Raises:** `ValueError` for an impossible number of classes.
@@ -189,7 +189,7 @@ def transform(config: Any) -> Transformed:
     return Transformed(functools.partial(_init, config), functools.partial(_apply, config))
 
 
-def _init(config: Any, key: PRNGKeyArray) -> tuple[dict[str, Any], dict[str, Any]]:
+def _init(config: Any, key: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return to_dicts(*build(config, key))
 
 
@@ -197,7 +197,7 @@ def _apply(
     config: Any,
     params: Mapping[str, Any],
     state: Mapping[str, Any],
-    key: PRNGKeyArray | None,
+    key: Any,
     images: Any,
     *,
     train: bool,

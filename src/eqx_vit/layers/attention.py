@@ -13,6 +13,7 @@ from eqx_vit.layers.init import Initializer, constant, truncated_normal
 from eqx_vit.layers.keys import split_or_none
 from eqx_vit.layers.linear import Linear
 from eqx_vit.layers.norm import LayerNorm
+from eqx_vit.layers.precision import wide_dtype
 
 
 def attention_scores(
@@ -23,7 +24,7 @@ def attention_scores(
     """`query @ key * scale` per head, in float32; `scale` defaults to `head_dim ** -0.5`, and may differ by head."""
     factor = jnp.asarray(query.shape[-1] ** -0.5 if scale is None else scale, dtype=query.dtype)
     factor = jnp.broadcast_to(factor[..., None] if factor.ndim else factor, query.shape)
-    wide = jnp.promote_types(query.dtype, jnp.float32)
+    wide = wide_dtype(query.dtype)
     return jnp.einsum("qhd,khd->hqk", query * factor, key, preferred_element_type=wide)
 
 

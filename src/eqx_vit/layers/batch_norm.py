@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from eqx_vit.layers.precision import widened
+
 BATCH_AXIS = "batch"
 
 
@@ -25,7 +27,7 @@ class BatchNorm(eqx.nn.StatefulLayer):
     inference: bool
 
     def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1, initial_weight: float = 1.0) -> None:
-        self.weight = jnp.full(channels, initial_weight)
+        self.weight = jnp.full(channels, initial_weight, dtype=float)
         self.bias = jnp.zeros(channels)
         self.statistics = eqx.nn.StateIndex((jnp.zeros(channels), jnp.ones(channels)))
         self.eps = eps
@@ -36,7 +38,7 @@ class BatchNorm(eqx.nn.StatefulLayer):
         self, x: Float[Array, "*positions channels"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "*positions channels"], eqx.nn.State]:
         """Normalise `x`; in training mode also update the running statistics in `state`. `key` is not used."""
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = widened(x)
         mean, variance = state.get(self.statistics)
         if not self.inference:
             mean, variance, unbiased = batch_statistics(wide)

@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from eqx_vit.layers.precision import widened
+
 
 class LayerNorm(eqx.Module):
     """Layer normalisation (Ba et al., arXiv 1607.06450) over the last axis, whatever the leading axes.
@@ -27,7 +29,7 @@ class LayerNorm(eqx.Module):
 
 def normalise(x: Float[Array, "*positions dim"], eps: float) -> Float[Array, "*positions dim"]:
     """`(x - mean) / sqrt(variance + eps)` over the last axis, in float32, returned in the dtype of `x`."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = widened(x)
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
     return (centred * jax.lax.rsqrt(variance + eps)).astype(x.dtype)
@@ -39,7 +41,7 @@ class LayerScale(eqx.Module):
     scale: Float[Array, " dim"]
 
     def __init__(self, dim: int, initial_value: float) -> None:
-        self.scale = jnp.full(dim, initial_value)
+        self.scale = jnp.full(dim, initial_value, dtype=float)
 
     def __call__(self, x: Float[Array, "*positions dim"]) -> Float[Array, "*positions dim"]:
         return x * jnp.broadcast_to(self.scale, x.shape)

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
+from eqx_vit.layers.precision import widened
+
 
 def sincos_2d(rows: int, columns: int, dim: int, *, temperature: float = 10_000.0) -> Float[Array, "rows columns dim"]:
     """The sine-cosine table of MoCo v3 and SimpleViT (arXiv 2205.01580): sin x, cos x, sin y, cos y, `dim / 4` each."""
@@ -23,7 +25,7 @@ def resize_grid(
     """
     if table.shape[:2] == grid:
         return table
-    wide = table.astype(jnp.promote_types(table.dtype, jnp.float32))
+    wide = widened(table)
     method = jax.image.ResizeMethod.CUBIC_PYTORCH
     return jax.image.resize(wide, (*grid, table.shape[-1]), method, antialias=antialias).astype(table.dtype)
 
