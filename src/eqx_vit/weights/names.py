@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from eqx_vit.models.cait import CaiTConfig
 from eqx_vit.models.levit import LeViTConfig
 from eqx_vit.models.simple_vit import SimpleViTConfig
 from eqx_vit.models.vit import ViTConfig
-from eqx_vit.weights import levit, simple_vit, vit
+from eqx_vit.weights import cait, levit, simple_vit, vit
 from eqx_vit.weights.rules import Constant, Rule
 
 NameMap = Callable[[Any], list[Rule | Constant]]
@@ -15,6 +16,7 @@ NAMES: Mapping[Any, Mapping[str, NameMap]] = {
     ViTConfig: vit.NAMES,
     LeViTConfig: levit.NAMES,
     SimpleViTConfig: simple_vit.NAMES,
+    CaiTConfig: cait.NAMES,
 }
 
 
