@@ -1,0 +1,31 @@
+"""The Flax-shaped door: each architecture as a linen-like description with `init` and `apply` over plain dicts.
+
+    from eqx_vit.flax import CaiT
+
+    v = CaiT(image_size=256, patch_size=32, num_classes=1000, dim=1024, depth=12, heads=16, mlp_dim=2048, dropout=0.1)
+    variables = v.init({"params": key1, "dropout": key2}, images)
+    logits = v.apply(variables, images, rngs={"dropout": key3})
+
+No flax is needed; where it is installed, the variables work with `TrainState`, `flax.serialization` and
+`flax.traverse_util`, and `v.as_linen()` is a true linen module.
+"""
+
+import eqx_vit
+from eqx_vit.flax.module import Bound as Bound
+from eqx_vit.flax.module import Module as Module
+
+
+class ViT(Module, eqx_vit.ViTConfig):
+    """`eqx_vit.ViT` with `init` and `apply`."""
+
+
+class LeViT(Module, eqx_vit.LeViTConfig):
+    """`eqx_vit.LeViT` with `init` and `apply`."""
+
+
+class SimpleViT(Module, eqx_vit.SimpleViTConfig):
+    """`eqx_vit.SimpleViT` with `init` and `apply`; takes channels-first images too."""
+
+
+class CaiT(Module, eqx_vit.CaiTConfig):
+    """`eqx_vit.CaiT` with `init` and `apply`."""
