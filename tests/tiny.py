@@ -2,12 +2,23 @@
 
 from typing import Any
 
-from eqx_vit import LeViTConfig, ViTConfig
+from eqx_vit import DeepViTConfig, LeViTConfig, ViTConfig
 from eqx_vit.testing import image_size_of
 
 TINY: dict[str, Any] = {
     "vit": ViTConfig(image_size=16, patch_size=8, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24),
     "levit": LeViTConfig(image_size=64, num_classes=5, stages=2, dim=16, depth=2, heads=2, dim_key=4, dim_value=8),
+    "deepvit": DeepViTConfig(
+        image_size=16,
+        patch_size=8,
+        num_classes=5,
+        dim=16,
+        depth=2,
+        heads=2,
+        mlp_dim=24,
+        re_attention_depth=1,
+        convolutional_stem=True,
+    ),
 }
 
 # Models that take any size, whose smallest sensible image is not 32 x 32.

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from eqx_vit.models import levit, vit
+from eqx_vit.models import deepvit, levit, vit
 from eqx_vit.models.source import Source
 
 
@@ -18,4 +18,5 @@ class Architecture(NamedTuple):
 MODELS: dict[str, Architecture] = {
     "vit": Architecture(vit.ViT, vit.ViTConfig, vit.PRESETS, vit.WEIGHTS),
     "levit": Architecture(levit.LeViT, levit.LeViTConfig, levit.PRESETS, levit.WEIGHTS),
+    "deepvit": Architecture(deepvit.DeepViT, deepvit.DeepViTConfig, deepvit.PRESETS, deepvit.WEIGHTS),
 }
