@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from eqx_vit import CaiTConfig, LeViTConfig, SimpleViTConfig, ViTConfig
+from eqx_vit import CaiTConfig, DeepViTConfig, LeViTConfig, SimpleViTConfig, ViTConfig
 from eqx_vit.testing import image_size_of
 
 TINY: dict[str, Any] = {
@@ -10,6 +10,17 @@ TINY: dict[str, Any] = {
     "levit": LeViTConfig(image_size=64, num_classes=5, stages=2, dim=16, depth=2, heads=2, dim_key=4, dim_value=8),
     "simple_vit": SimpleViTConfig(image_size=16, patch_size=8, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24),
     "cait": CaiTConfig(image_size=16, patch_size=8, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24),
+    "deepvit": DeepViTConfig(
+        image_size=16,
+        patch_size=8,
+        num_classes=5,
+        dim=16,
+        depth=2,
+        heads=2,
+        mlp_dim=24,
+        re_attention_depth=1,
+        convolutional_stem=True,
+    ),
 }
 
 # Models that take any size, whose smallest sensible image is not 32 x 32.

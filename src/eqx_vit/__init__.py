@@ -16,6 +16,8 @@ from eqx_vit.create import list_models as list_models
 from eqx_vit.models import MODELS as MODELS
 from eqx_vit.models.cait import CaiT as CaiT
 from eqx_vit.models.cait import CaiTConfig as CaiTConfig
+from eqx_vit.models.deepvit import DeepViT as DeepViT
+from eqx_vit.models.deepvit import DeepViTConfig as DeepViTConfig
 from eqx_vit.models.levit import LeViT as LeViT
 from eqx_vit.models.levit import LeViTConfig as LeViTConfig
 from eqx_vit.models.simple_vit import SimpleViT as SimpleViT

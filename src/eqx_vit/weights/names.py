@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from eqx_vit.models.cait import CaiTConfig
+from eqx_vit.models.deepvit import DeepViTConfig
 from eqx_vit.models.levit import LeViTConfig
 from eqx_vit.models.simple_vit import SimpleViTConfig
 from eqx_vit.models.vit import ViTConfig
-from eqx_vit.weights import cait, levit, simple_vit, vit
+from eqx_vit.weights import cait, deepvit, levit, simple_vit, vit
 from eqx_vit.weights.rules import Constant, Rule
 
 NameMap = Callable[[Any], list[Rule | Constant]]
@@ -17,6 +18,7 @@ NAMES: Mapping[Any, Mapping[str, NameMap]] = {
     LeViTConfig: levit.NAMES,
     SimpleViTConfig: simple_vit.NAMES,
     CaiTConfig: cait.NAMES,
+    DeepViTConfig: deepvit.NAMES,
 }
 
 
