@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from eqx_vit.models.levit import LeViTConfig
+from eqx_vit.models.twins_svt import TwinsSVTConfig
 from eqx_vit.models.vit import ViTConfig
-from eqx_vit.weights import levit, vit
+from eqx_vit.weights import levit, twins_svt, vit
 from eqx_vit.weights.rules import Constant, Rule
 
 NameMap = Callable[[Any], list[Rule | Constant]]
@@ -13,6 +14,7 @@ NameMap = Callable[[Any], list[Rule | Constant]]
 NAMES: Mapping[Any, Mapping[str, NameMap]] = {
     ViTConfig: vit.NAMES,
     LeViTConfig: levit.NAMES,
+    TwinsSVTConfig: twins_svt.NAMES,
 }
 
 
