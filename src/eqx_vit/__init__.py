@@ -22,6 +22,8 @@ from eqx_vit.models.levit import LeViT as LeViT
 from eqx_vit.models.levit import LeViTConfig as LeViTConfig
 from eqx_vit.models.simple_vit import SimpleViT as SimpleViT
 from eqx_vit.models.simple_vit import SimpleViTConfig as SimpleViTConfig
+from eqx_vit.models.twins_svt import TwinsSVT as TwinsSVT
+from eqx_vit.models.twins_svt import TwinsSVTConfig as TwinsSVTConfig
 from eqx_vit.models.vit import ViT as ViT
 from eqx_vit.models.vit import ViTConfig as ViTConfig
 from eqx_vit.surface import cast as cast

@@ -11,6 +11,25 @@ from eqx_vit.layers.init import Initializer, fan_in_uniform
 Padding = int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]]
 
 
+def convolve(
+    x: Float[Array, "height width in"],
+    weight: Float[Array, "out in_per_group kernel_height kernel_width"],
+    *,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0)),
+    groups: int = 1,
+) -> Float[Array, "new_height new_width out"]:
+    """The 2-D convolution (cross-correlation) of one map, zeros padded (before, after) on each axis."""
+    return jax.lax.conv_general_dilated(
+        x[None],
+        weight,
+        window_strides=stride,
+        padding=padding,
+        dimension_numbers=("NHWC", "OIHW", "NHWC"),
+        feature_group_count=groups,
+    )[0]
+
+
 class Conv(eqx.Module):
     """A 2-D convolution; the weight is `(out, in / groups, height, width)` as in Equinox and PyTorch.
 
@@ -49,12 +68,5 @@ class Conv(eqx.Module):
         self.groups = groups
 
     def __call__(self, x: Float[Array, "height width in"]) -> Float[Array, "new_height new_width out"]:
-        y = jax.lax.conv_general_dilated(
-            x[None],
-            self.weight,
-            window_strides=self.stride,
-            padding=self.padding,
-            dimension_numbers=("NHWC", "OIHW", "NHWC"),
-            feature_group_count=self.groups,
-        )[0]
+        y = convolve(x, self.weight, stride=self.stride, padding=self.padding, groups=self.groups)
         return y if self.bias is None else y + jnp.broadcast_to(self.bias, y.shape)
