@@ -24,15 +24,15 @@ def path_name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def named_leaves(model: PyTree) -> dict[str, Array]:
-    """Each array of the model under its name; buffers included, BatchNorm's statistics not."""
+def named_leaves(model: PyTree) -> dict[str, Any]:
+    """Each array of the model (or the shape that stands for one) under its name; no BatchNorm statistics."""
     arrays = eqx.filter(model, is_array)
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)}
 
 
-def named_statistics(model: PyTree, state: eqx.nn.State) -> dict[str, Array]:
+def named_statistics(model: PyTree, state: eqx.nn.State) -> dict[str, Any]:
     """BatchNorm's running statistics under their names."""
-    statistics: dict[str, Array] = {}
+    statistics: dict[str, Any] = {}
     for name, norm in batch_norms(model):
         mean, variance = state.get(norm.statistics)
         statistics |= {f"{name}.running_mean": mean, f"{name}.running_var": variance}
