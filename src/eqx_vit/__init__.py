@@ -13,6 +13,8 @@ from equinox.nn import inference_mode as inference_mode
 
 from eqx_vit.create import create as create
 from eqx_vit.create import list_models as list_models
+from eqx_vit.create import load as load
+from eqx_vit.create import save as save
 from eqx_vit.models import MODELS as MODELS
 from eqx_vit.models.cait import CaiT as CaiT
 from eqx_vit.models.cait import CaiTConfig as CaiTConfig
