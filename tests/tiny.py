@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from eqx_vit import CaiTConfig, DeepViTConfig, LeViTConfig, SimpleViTConfig, ViTConfig
+from eqx_vit import CaiTConfig, DeepViTConfig, LeViTConfig, SimpleViTConfig, TwinsSVTConfig, ViTConfig
 from eqx_vit.testing import image_size_of
 
 TINY: dict[str, Any] = {
@@ -20,11 +20,7 @@ TINY: dict[str, Any] = {
         mlp_dim=24,
         re_attention_depth=1,
         convolutional_stem=True,
-from eqx_vit import LeViTConfig, TwinsSVTConfig, ViTConfig
-
-TINY: dict[str, Any] = {
-    "vit": ViTConfig(image_size=16, patch_size=8, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24),
-    "levit": LeViTConfig(image_size=32, num_classes=5, stages=2, dim=16, depth=2, heads=2, dim_key=4, dim_value=8),
+    ),
     "twins_svt": TwinsSVTConfig(
         num_classes=5,
         **{f"s{stage}_emb_dim": 8 for stage in (1, 2, 3, 4)},

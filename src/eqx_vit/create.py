@@ -9,13 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import equinox as eqx
-<<<<<<< HEAD
-=======
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray
->>>>>>> train
 
 from eqx_vit.files import read_arrays, write_arrays
 from eqx_vit.models import MODELS
@@ -66,7 +62,7 @@ def check_field_names(config_class: Any, given: list[str]) -> None:
     if unknown:
         near = difflib.get_close_matches(unknown[0], names, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"{config_class.__name__} has no field {unknown[0]!r}: {hint}its fields are {', '.join(names)}")
+        raise ValueError(f"{config_class.__name__} has no field {unknown[0]!r}: {hint}it has {', '.join(names)}")
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -29,3 +29,11 @@ class SimpleViT(Module, eqx_vit.SimpleViTConfig):
 
 class CaiT(Module, eqx_vit.CaiTConfig):
     """`eqx_vit.CaiT` with `init` and `apply`."""
+
+
+class DeepViT(Module, eqx_vit.DeepViTConfig):
+    """`eqx_vit.DeepViT` with `init` and `apply`."""
+
+
+class TwinsSVT(Module, eqx_vit.TwinsSVTConfig):
+    """`eqx_vit.TwinsSVT` with `init` and `apply`."""
