@@ -2,13 +2,16 @@
 
 from typing import Any
 
-from eqx_vit import CaiTConfig, LeViTConfig, ViTConfig
+from eqx_vit import CaiTConfig, LeViTConfig, PatchMergerViTConfig, ViTConfig
 from eqx_vit.testing import image_size_of
 
 TINY: dict[str, Any] = {
     "vit": ViTConfig(image_size=16, patch_size=8, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24),
     "levit": LeViTConfig(image_size=64, num_classes=5, stages=2, dim=16, depth=2, heads=2, dim_key=4, dim_value=8),
     "cait": CaiTConfig(image_size=16, patch_size=8, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24),
+    "patch_merger": PatchMergerViTConfig(
+        image_size=16, patch_size=8, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24, patch_merge_num_tokens=3
+    ),
 }
 
 # Models that take any size, whose smallest sensible image is not 32 x 32.

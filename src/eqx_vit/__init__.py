@@ -18,6 +18,9 @@ from eqx_vit.models.cait import CaiT as CaiT
 from eqx_vit.models.cait import CaiTConfig as CaiTConfig
 from eqx_vit.models.levit import LeViT as LeViT
 from eqx_vit.models.levit import LeViTConfig as LeViTConfig
+from eqx_vit.models.patch_merger import PatchMerger as PatchMerger
+from eqx_vit.models.patch_merger import PatchMergerViT as PatchMergerViT
+from eqx_vit.models.patch_merger import PatchMergerViTConfig as PatchMergerViTConfig
 from eqx_vit.models.vit import ViT as ViT
 from eqx_vit.models.vit import ViTConfig as ViTConfig
 from eqx_vit.surface import cast as cast

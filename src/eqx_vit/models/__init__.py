@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from eqx_vit.models import cait, levit, vit
+from eqx_vit.models import cait, levit, patch_merger, vit
 from eqx_vit.models.source import Source
 
 
@@ -19,4 +19,7 @@ MODELS: dict[str, Architecture] = {
     "vit": Architecture(vit.ViT, vit.ViTConfig, vit.PRESETS, vit.WEIGHTS),
     "levit": Architecture(levit.LeViT, levit.LeViTConfig, levit.PRESETS, levit.WEIGHTS),
     "cait": Architecture(cait.CaiT, cait.CaiTConfig, cait.PRESETS, cait.WEIGHTS),
+    "patch_merger": Architecture(
+        patch_merger.PatchMergerViT, patch_merger.PatchMergerViTConfig, patch_merger.PRESETS, patch_merger.WEIGHTS
+    ),
 }

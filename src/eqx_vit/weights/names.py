@@ -5,8 +5,9 @@ from typing import Any
 
 from eqx_vit.models.cait import CaiTConfig
 from eqx_vit.models.levit import LeViTConfig
+from eqx_vit.models.patch_merger import PatchMergerViTConfig
 from eqx_vit.models.vit import ViTConfig
-from eqx_vit.weights import cait, levit, vit
+from eqx_vit.weights import cait, levit, patch_merger, vit
 from eqx_vit.weights.rules import Constant, Rule
 
 NameMap = Callable[[Any], list[Rule | Constant]]
@@ -15,6 +16,7 @@ NAMES: Mapping[Any, Mapping[str, NameMap]] = {
     ViTConfig: vit.NAMES,
     LeViTConfig: levit.NAMES,
     CaiTConfig: cait.NAMES,
+    PatchMergerViTConfig: patch_merger.NAMES,
 }
 
 
