@@ -2,7 +2,15 @@
 
 from typing import Any
 
-from eqx_vit import CaiTConfig, DeepViTConfig, LeViTConfig, SimpleViTConfig, TwinsSVTConfig, ViTConfig
+from eqx_vit import (
+    CaiTConfig,
+    DeepViTConfig,
+    LeViTConfig,
+    PatchMergerViTConfig,
+    SimpleViTConfig,
+    TwinsSVTConfig,
+    ViTConfig,
+)
 from eqx_vit.testing import image_size_of
 
 TINY: dict[str, Any] = {
@@ -27,6 +35,9 @@ TINY: dict[str, Any] = {
         **{f"s{stage}_local_patch_size": 2 for stage in (1, 2, 3, 4)},
         s3_depth=2,
         s4_depth=3,
+    ),
+    "patch_merger": PatchMergerViTConfig(
+        image_size=16, patch_size=8, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24, patch_merge_num_tokens=3
     ),
 }
 

@@ -22,6 +22,9 @@ from eqx_vit.models.deepvit import DeepViT as DeepViT
 from eqx_vit.models.deepvit import DeepViTConfig as DeepViTConfig
 from eqx_vit.models.levit import LeViT as LeViT
 from eqx_vit.models.levit import LeViTConfig as LeViTConfig
+from eqx_vit.models.patch_merger import PatchMerger as PatchMerger
+from eqx_vit.models.patch_merger import PatchMergerViT as PatchMergerViT
+from eqx_vit.models.patch_merger import PatchMergerViTConfig as PatchMergerViTConfig
 from eqx_vit.models.simple_vit import SimpleViT as SimpleViT
 from eqx_vit.models.simple_vit import SimpleViTConfig as SimpleViTConfig
 from eqx_vit.models.twins_svt import TwinsSVT as TwinsSVT

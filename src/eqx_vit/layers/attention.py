@@ -76,7 +76,7 @@ class Attention(eqx.Module):
     qkv: Linear
     query_norm: LayerNorm | None
     key_norm: LayerNorm | None
-    projection: Linear
+    projection: Linear | eqx.nn.Identity
     attention_dropout: Dropout
     projection_dropout: Dropout
     heads: int = eqx.field(static=True)
@@ -89,13 +89,17 @@ class Attention(eqx.Module):
         head_dim: int | None = None,
         qkv_bias: bool = True,
         qk_norm_eps: float | None = None,
+        project_out: bool = True,
         dropout: float = 0.0,
         qkv_init: Initializer = truncated_normal(0.02),
         projection_init: Initializer = truncated_normal(0.02),
         bias_init: Initializer = constant(0.0),
         key: PRNGKeyArray,
     ) -> None:
-        """`head_dim` defaults to `dim // heads`; `qk_norm_eps` given means LayerNorm on queries and keys per head."""
+        """`head_dim` defaults to `dim // heads`; `qk_norm_eps` given means LayerNorm on queries and keys per head.
+
+        `project_out=False` leaves out the linear map at the end and its dropout; it needs `heads * head_dim == dim`.
+        """
         qkv_key, projection_key = jax.random.split(key)
         size = dim // heads if head_dim is None else head_dim
         self.qkv = Linear(
@@ -103,11 +107,13 @@ class Attention(eqx.Module):
         )
         self.query_norm = None if qk_norm_eps is None else LayerNorm(size, qk_norm_eps)
         self.key_norm = None if qk_norm_eps is None else LayerNorm(size, qk_norm_eps)
-        self.projection = Linear(
-            heads * size, dim, weight_init=projection_init, bias_init=bias_init, key=projection_key
+        self.projection = (
+            Linear(heads * size, dim, weight_init=projection_init, bias_init=bias_init, key=projection_key)
+            if project_out
+            else eqx.nn.Identity()
         )
         self.attention_dropout = Dropout(dropout)
-        self.projection_dropout = Dropout(dropout)
+        self.projection_dropout = Dropout(dropout if project_out else 0.0)
         self.heads = heads
 
     def __call__(

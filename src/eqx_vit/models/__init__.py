@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from eqx_vit.models import cait, deepvit, levit, simple_vit, twins_svt, vit
+from eqx_vit.models import cait, deepvit, levit, patch_merger, simple_vit, twins_svt, vit
 from eqx_vit.models.source import Source
 
 
@@ -24,4 +24,7 @@ MODELS: dict[str, Architecture] = {
     "cait": Architecture(cait.CaiT, cait.CaiTConfig, cait.PRESETS, cait.WEIGHTS),
     "deepvit": Architecture(deepvit.DeepViT, deepvit.DeepViTConfig, deepvit.PRESETS, deepvit.WEIGHTS),
     "twins_svt": Architecture(twins_svt.TwinsSVT, twins_svt.TwinsSVTConfig, twins_svt.PRESETS, twins_svt.WEIGHTS),
+    "patch_merger": Architecture(
+        patch_merger.PatchMergerViT, patch_merger.PatchMergerViTConfig, patch_merger.PRESETS, patch_merger.WEIGHTS
+    ),
 }

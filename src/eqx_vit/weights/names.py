@@ -6,10 +6,11 @@ from typing import Any
 from eqx_vit.models.cait import CaiTConfig
 from eqx_vit.models.deepvit import DeepViTConfig
 from eqx_vit.models.levit import LeViTConfig
+from eqx_vit.models.patch_merger import PatchMergerViTConfig
 from eqx_vit.models.simple_vit import SimpleViTConfig
 from eqx_vit.models.twins_svt import TwinsSVTConfig
 from eqx_vit.models.vit import ViTConfig
-from eqx_vit.weights import cait, deepvit, levit, simple_vit, twins_svt, vit
+from eqx_vit.weights import cait, deepvit, levit, patch_merger, simple_vit, twins_svt, vit
 from eqx_vit.weights.rules import Constant, Rule
 
 NameMap = Callable[[Any], list[Rule | Constant]]
@@ -21,6 +22,7 @@ NAMES: Mapping[Any, Mapping[str, NameMap]] = {
     CaiTConfig: cait.NAMES,
     DeepViTConfig: deepvit.NAMES,
     TwinsSVTConfig: twins_svt.NAMES,
+    PatchMergerViTConfig: patch_merger.NAMES,
 }
 
 

@@ -18,7 +18,8 @@ class Rule:
 
     `theirs` holds, for each block of a `Stack` (a single one where the array is not stacked), the names of its parts:
     several where ours is a merger, and then the pattern's first axis on the left counts them. `order` permutes the
-    rows: row i of ours is row `order[i]` of what the pattern gives.
+    rows: row i of ours is row `order[i]` of what the pattern gives. The last `spare` rows of theirs are read by nobody:
+    dropped when loading, zeros when saving.
     """
 
     ours: str
@@ -27,6 +28,7 @@ class Rule:
     pattern: str | None = None
     axes: Mapping[str, int] = field(default_factory=dict)
     order: tuple[int, ...] | None = None
+    spare: int = 0
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """Ours from theirs."""
@@ -45,10 +47,14 @@ class Rule:
     def _load_block(self, parts: list[np.ndarray]) -> np.ndarray:
         array = parts[0] if len(parts) == 1 else np.stack(parts)
         array = array if self.pattern is None else rearrange(array, self.pattern, **self.axes)
+        array = array[: len(array) - self.spare] if self.spare else array
         return array if self.order is None else array[np.asarray(self.order)]
 
     def _save_block(self, array: np.ndarray, parts: int) -> list[np.ndarray]:
         array = array if self.order is None else array[np.argsort(self.order)]
+        array = (
+            np.concatenate([array, np.zeros_like(array, shape=(self.spare, *array.shape[1:]))]) if self.spare else array
+        )
         if self.pattern is not None:
             left, right = self.pattern.split("->")
             array = rearrange(array, f"{right}->{left}", **self.axes)
@@ -74,11 +80,12 @@ def rearranged(
     pattern: str | None = None,
     axes: Mapping[str, int] | None = None,
     order: Sequence[int] | None = None,
+    spare: int = 0,
 ) -> Rule:
     """An array laid out differently, or (several names) a merger: then the pattern's first axis counts the parts."""
     names = (theirs,) if isinstance(theirs, str) else tuple(theirs)
     rows = None if order is None else tuple(int(row) for row in order)
-    return Rule(ours=ours, theirs=(names,), pattern=pattern, axes=axes or {}, order=rows)
+    return Rule(ours=ours, theirs=(names,), pattern=pattern, axes=axes or {}, order=rows, spare=spare)
 
 
 def affine(ours: str, theirs: str) -> list[Rule | Constant]:
