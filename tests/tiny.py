@@ -4,6 +4,7 @@ from typing import Any
 
 from eqx_vit import (
     CaiTConfig,
+    CrossViTConfig,
     DeepViTConfig,
     LeViTConfig,
     PatchMergerViTConfig,
@@ -38,6 +39,21 @@ TINY: dict[str, Any] = {
     ),
     "patch_merger": PatchMergerViTConfig(
         image_size=16, patch_size=8, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24, patch_merge_num_tokens=3
+    ),
+    "cross_vit": CrossViTConfig(
+        image_size=24,
+        image_scale=(1.0, 2 / 3),
+        num_classes=5,
+        sm_dim=8,
+        lg_dim=16,
+        depth=2,
+        sm_patch_size=6,
+        sm_enc_heads=2,
+        sm_enc_mlp_dim=16,
+        lg_patch_size=8,
+        lg_enc_depth=2,
+        lg_enc_heads=2,
+        lg_enc_mlp_dim=24,
     ),
 }
 

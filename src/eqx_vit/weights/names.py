@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from eqx_vit.models.cait import CaiTConfig
+from eqx_vit.models.cross_vit import CrossViTConfig
 from eqx_vit.models.deepvit import DeepViTConfig
 from eqx_vit.models.levit import LeViTConfig
 from eqx_vit.models.patch_merger import PatchMergerViTConfig
 from eqx_vit.models.simple_vit import SimpleViTConfig
 from eqx_vit.models.twins_svt import TwinsSVTConfig
 from eqx_vit.models.vit import ViTConfig
-from eqx_vit.weights import cait, deepvit, levit, patch_merger, simple_vit, twins_svt, vit
+from eqx_vit.weights import cait, cross_vit, deepvit, levit, patch_merger, simple_vit, twins_svt, vit
 from eqx_vit.weights.rules import Constant, Rule
 
 NameMap = Callable[[Any], list[Rule | Constant]]
@@ -23,6 +24,7 @@ NAMES: Mapping[Any, Mapping[str, NameMap]] = {
     DeepViTConfig: deepvit.NAMES,
     TwinsSVTConfig: twins_svt.NAMES,
     PatchMergerViTConfig: patch_merger.NAMES,
+    CrossViTConfig: cross_vit.NAMES,
 }
 
 
