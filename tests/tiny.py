@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from eqx_vit import CaiTConfig, LeViTConfig, SimpleViTConfig, ViTConfig
+from eqx_vit import CaiTConfig, LeViTConfig, PiTConfig, SimpleViTConfig, ViTConfig
 from eqx_vit.testing import image_size_of
 
 TINY: dict[str, Any] = {
@@ -10,6 +10,7 @@ TINY: dict[str, Any] = {
     "levit": LeViTConfig(image_size=64, num_classes=5, stages=2, dim=16, depth=2, heads=2, dim_key=4, dim_value=8),
     "simple_vit": SimpleViTConfig(image_size=16, patch_size=8, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24),
     "cait": CaiTConfig(image_size=16, patch_size=8, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24),
+    "pit": PiTConfig(image_size=24, patch_size=8, num_classes=5, dim=8, depth=(1, 2), heads=(2, 4), distillation=True),
 }
 
 # Models that take any size, whose smallest sensible image is not 32 x 32.

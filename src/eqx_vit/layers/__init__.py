@@ -11,6 +11,7 @@ from eqx_vit.layers.batch_norm import BATCH_AXIS as BATCH_AXIS
 from eqx_vit.layers.batch_norm import BatchNorm as BatchNorm
 from eqx_vit.layers.buffer import Buffer as Buffer
 from eqx_vit.layers.conv import Conv as Conv
+from eqx_vit.layers.conv import convolve as convolve
 from eqx_vit.layers.door import image_door as image_door
 from eqx_vit.layers.drop import Dropout as Dropout
 from eqx_vit.layers.drop import DropPath as DropPath

@@ -90,12 +90,17 @@ class Attention(eqx.Module):
         qkv_bias: bool = True,
         qk_norm_eps: float | None = None,
         dropout: float = 0.0,
-        qkv_init: Initializer = truncated_normal(0.02),
-        projection_init: Initializer = truncated_normal(0.02),
-        bias_init: Initializer = constant(0.0),
+        attention_dropout: float | None = None,
+        qkv_init: Initializer | None = truncated_normal(0.02),
+        projection_init: Initializer | None = truncated_normal(0.02),
+        bias_init: Initializer | None = constant(0.0),
         key: PRNGKeyArray,
     ) -> None:
-        """`head_dim` defaults to `dim // heads`; `qk_norm_eps` given means LayerNorm on queries and keys per head."""
+        """`head_dim` defaults to `dim // heads`; `qk_norm_eps` given means LayerNorm on queries and keys per head.
+
+        `dropout` acts on the output, and on the weights too unless `attention_dropout` is given. Initialisers as
+        `Linear` takes them.
+        """
         qkv_key, projection_key = jax.random.split(key)
         size = dim // heads if head_dim is None else head_dim
         self.qkv = Linear(
@@ -106,7 +111,7 @@ class Attention(eqx.Module):
         self.projection = Linear(
             heads * size, dim, weight_init=projection_init, bias_init=bias_init, key=projection_key
         )
-        self.attention_dropout = Dropout(dropout)
+        self.attention_dropout = Dropout(dropout if attention_dropout is None else attention_dropout)
         self.projection_dropout = Dropout(dropout)
         self.heads = heads
 

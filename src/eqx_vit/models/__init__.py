@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from eqx_vit.models import cait, levit, simple_vit, vit
+from eqx_vit.models import cait, levit, pit, simple_vit, vit
 from eqx_vit.models.source import Source
 
 
@@ -22,4 +22,5 @@ MODELS: dict[str, Architecture] = {
         simple_vit.SimpleViT, simple_vit.SimpleViTConfig, simple_vit.PRESETS, simple_vit.WEIGHTS
     ),
     "cait": Architecture(cait.CaiT, cait.CaiTConfig, cait.PRESETS, cait.WEIGHTS),
+    "pit": Architecture(pit.PiT, pit.PiTConfig, pit.PRESETS, pit.WEIGHTS),
 }
