@@ -8,6 +8,7 @@ from eqx_vit import (
     DeepViTConfig,
     LeViTConfig,
     PatchMergerViTConfig,
+    PiTConfig,
     SimpleViTConfig,
     TwinsSVTConfig,
     ViTConfig,
@@ -55,6 +56,7 @@ TINY: dict[str, Any] = {
         lg_enc_heads=2,
         lg_enc_mlp_dim=24,
     ),
+    "pit": PiTConfig(image_size=24, patch_size=8, num_classes=5, dim=8, depth=(1, 2), heads=(2, 4), distillation=True),
 }
 
 # Models that take any size, whose smallest sensible image is not 32 x 32.

@@ -27,6 +27,8 @@ from eqx_vit.models.levit import LeViTConfig as LeViTConfig
 from eqx_vit.models.patch_merger import PatchMerger as PatchMerger
 from eqx_vit.models.patch_merger import PatchMergerViT as PatchMergerViT
 from eqx_vit.models.patch_merger import PatchMergerViTConfig as PatchMergerViTConfig
+from eqx_vit.models.pit import PiT as PiT
+from eqx_vit.models.pit import PiTConfig as PiTConfig
 from eqx_vit.models.simple_vit import SimpleViT as SimpleViT
 from eqx_vit.models.simple_vit import SimpleViTConfig as SimpleViTConfig
 from eqx_vit.models.twins_svt import TwinsSVT as TwinsSVT

@@ -94,16 +94,16 @@ class Attention(eqx.Module):
         project_out: bool = True,
         dropout: float = 0.0,
         attention_dropout: float | None = None,
-        qkv_init: Initializer = truncated_normal(0.02),
-        projection_init: Initializer = truncated_normal(0.02),
-        bias_init: Initializer = constant(0.0),
+        qkv_init: Initializer | None = truncated_normal(0.02),
+        projection_init: Initializer | None = truncated_normal(0.02),
+        bias_init: Initializer | None = constant(0.0),
         key: PRNGKeyArray,
     ) -> None:
         """`head_dim` defaults to `dim // heads`; `qk_norm_eps` given means LayerNorm on queries and keys per head.
 
         `project_out=False` leaves out the linear map at the end and its dropout; it needs `heads * head_dim == dim`.
         `scale` defaults to `head_dim ** -0.5`; `dropout` acts on the output and, unless `attention_dropout` says
-        otherwise, on the attention weights.
+        otherwise, on the attention weights. Initialisers as `Linear` takes them.
         """
         qkv_key, projection_key = jax.random.split(key)
         size = dim // heads if head_dim is None else head_dim

@@ -25,7 +25,7 @@ def gelu_tanh(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 class MLP(eqx.Module):
-    """Linear, activation, dropout, linear, dropout, over the last axis."""
+    """Linear, activation, dropout, linear, dropout, over the last axis; initialisers as `Linear` takes them."""
 
     expand: Linear
     contract: Linear
@@ -40,8 +40,8 @@ class MLP(eqx.Module):
         *,
         activation: Activation = gelu,
         dropout: float = 0.0,
-        weight_init: Initializer = truncated_normal(0.02),
-        bias_init: Initializer = constant(0.0),
+        weight_init: Initializer | None = truncated_normal(0.02),
+        bias_init: Initializer | None = constant(0.0),
         key: PRNGKeyArray,
     ) -> None:
         expand_key, contract_key = jax.random.split(key)

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from eqx_vit.models import cait, cross_vit, deepvit, levit, patch_merger, simple_vit, twins_svt, vit
+from eqx_vit.models import cait, cross_vit, deepvit, levit, patch_merger, pit, simple_vit, twins_svt, vit
 from eqx_vit.models.source import Source
 
 
@@ -28,4 +28,5 @@ MODELS: dict[str, Architecture] = {
         patch_merger.PatchMergerViT, patch_merger.PatchMergerViTConfig, patch_merger.PRESETS, patch_merger.WEIGHTS
     ),
     "cross_vit": Architecture(cross_vit.CrossViT, cross_vit.CrossViTConfig, cross_vit.PRESETS, cross_vit.WEIGHTS),
+    "pit": Architecture(pit.PiT, pit.PiTConfig, pit.PRESETS, pit.WEIGHTS),
 }

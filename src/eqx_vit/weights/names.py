@@ -8,10 +8,11 @@ from eqx_vit.models.cross_vit import CrossViTConfig
 from eqx_vit.models.deepvit import DeepViTConfig
 from eqx_vit.models.levit import LeViTConfig
 from eqx_vit.models.patch_merger import PatchMergerViTConfig
+from eqx_vit.models.pit import PiTConfig
 from eqx_vit.models.simple_vit import SimpleViTConfig
 from eqx_vit.models.twins_svt import TwinsSVTConfig
 from eqx_vit.models.vit import ViTConfig
-from eqx_vit.weights import cait, cross_vit, deepvit, levit, patch_merger, simple_vit, twins_svt, vit
+from eqx_vit.weights import cait, cross_vit, deepvit, levit, patch_merger, pit, simple_vit, twins_svt, vit
 from eqx_vit.weights.rules import Constant, Rule
 
 NameMap = Callable[[Any], list[Rule | Constant]]
@@ -25,6 +26,7 @@ NAMES: Mapping[Any, Mapping[str, NameMap]] = {
     TwinsSVTConfig: twins_svt.NAMES,
     PatchMergerViTConfig: patch_merger.NAMES,
     CrossViTConfig: cross_vit.NAMES,
+    PiTConfig: pit.NAMES,
 }
 
 
