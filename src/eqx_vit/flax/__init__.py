@@ -37,3 +37,15 @@ class DeepViT(Module, eqx_vit.DeepViTConfig):
 
 class TwinsSVT(Module, eqx_vit.TwinsSVTConfig):
     """`eqx_vit.TwinsSVT` with `init` and `apply`."""
+
+
+class PatchMergerViT(Module, eqx_vit.PatchMergerViTConfig):
+    """`eqx_vit.PatchMergerViT` with `init` and `apply`."""
+
+
+class CrossViT(Module, eqx_vit.CrossViTConfig):
+    """`eqx_vit.CrossViT` with `init` and `apply`."""
+
+
+class PiT(Module, eqx_vit.PiTConfig):
+    """`eqx_vit.PiT` with `init` and `apply`."""
