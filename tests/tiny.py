@@ -10,6 +10,7 @@ from eqx_vit import (
     PatchMergerViTConfig,
     PiTConfig,
     SimpleViTConfig,
+    SmallDatasetViTConfig,
     TwinsSVTConfig,
     ViTConfig,
 )
@@ -57,6 +58,9 @@ TINY: dict[str, Any] = {
         lg_enc_mlp_dim=24,
     ),
     "pit": PiTConfig(image_size=24, patch_size=8, num_classes=5, dim=8, depth=(1, 2), heads=(2, 4), distillation=True),
+    "vit_small_datasets": SmallDatasetViTConfig(
+        image_size=16, patch_size=8, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24
+    ),
 }
 
 # Models that take any size, whose smallest sensible image is not 32 x 32.

@@ -35,6 +35,10 @@ from eqx_vit.models.twins_svt import TwinsSVT as TwinsSVT
 from eqx_vit.models.twins_svt import TwinsSVTConfig as TwinsSVTConfig
 from eqx_vit.models.vit import ViT as ViT
 from eqx_vit.models.vit import ViTConfig as ViTConfig
+from eqx_vit.models.vit_small_datasets import LSA as LSA
+from eqx_vit.models.vit_small_datasets import SPT as SPT
+from eqx_vit.models.vit_small_datasets import SmallDatasetViT as SmallDatasetViT
+from eqx_vit.models.vit_small_datasets import SmallDatasetViTConfig as SmallDatasetViTConfig
 from eqx_vit.surface import cast as cast
 from eqx_vit.surface import count_params as count_params
 from eqx_vit.surface import decay_mask as decay_mask

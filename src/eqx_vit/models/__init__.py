@@ -2,7 +2,18 @@
 
 from typing import Any, NamedTuple
 
-from eqx_vit.models import cait, cross_vit, deepvit, levit, patch_merger, pit, simple_vit, twins_svt, vit
+from eqx_vit.models import (
+    cait,
+    cross_vit,
+    deepvit,
+    levit,
+    patch_merger,
+    pit,
+    simple_vit,
+    twins_svt,
+    vit,
+    vit_small_datasets,
+)
 from eqx_vit.models.source import Source
 
 
@@ -29,4 +40,10 @@ MODELS: dict[str, Architecture] = {
     ),
     "cross_vit": Architecture(cross_vit.CrossViT, cross_vit.CrossViTConfig, cross_vit.PRESETS, cross_vit.WEIGHTS),
     "pit": Architecture(pit.PiT, pit.PiTConfig, pit.PRESETS, pit.WEIGHTS),
+    "vit_small_datasets": Architecture(
+        vit_small_datasets.SmallDatasetViT,
+        vit_small_datasets.SmallDatasetViTConfig,
+        vit_small_datasets.PRESETS,
+        vit_small_datasets.WEIGHTS,
+    ),
 }

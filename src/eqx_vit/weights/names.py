@@ -12,7 +12,19 @@ from eqx_vit.models.pit import PiTConfig
 from eqx_vit.models.simple_vit import SimpleViTConfig
 from eqx_vit.models.twins_svt import TwinsSVTConfig
 from eqx_vit.models.vit import ViTConfig
-from eqx_vit.weights import cait, cross_vit, deepvit, levit, patch_merger, pit, simple_vit, twins_svt, vit
+from eqx_vit.models.vit_small_datasets import SmallDatasetViTConfig
+from eqx_vit.weights import (
+    cait,
+    cross_vit,
+    deepvit,
+    levit,
+    patch_merger,
+    pit,
+    simple_vit,
+    twins_svt,
+    vit,
+    vit_small_datasets,
+)
 from eqx_vit.weights.rules import Constant, Rule
 
 NameMap = Callable[[Any], list[Rule | Constant]]
@@ -27,6 +39,7 @@ NAMES: Mapping[Any, Mapping[str, NameMap]] = {
     PatchMergerViTConfig: patch_merger.NAMES,
     CrossViTConfig: cross_vit.NAMES,
     PiTConfig: pit.NAMES,
+    SmallDatasetViTConfig: vit_small_datasets.NAMES,
 }
 
 
