@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from eqx_vit import LeViTConfig, TwinsSVTConfig, ViTConfig
+from eqx_vit import CvTConfig, LeViTConfig, TwinsSVTConfig, ViTConfig
 
 TINY: dict[str, Any] = {
     "vit": ViTConfig(image_size=16, patch_size=8, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24),
@@ -14,4 +14,5 @@ TINY: dict[str, Any] = {
         s3_depth=2,
         s4_depth=3,
     ),
+    "cvt": CvTConfig(num_classes=5, s1_emb_dim=8, s2_emb_dim=12, s2_depth=1, s3_emb_dim=16, s3_heads=2, s3_depth=2),
 }

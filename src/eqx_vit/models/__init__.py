@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from eqx_vit.models import levit, twins_svt, vit
+from eqx_vit.models import cvt, levit, twins_svt, vit
 from eqx_vit.models.source import Source
 
 
@@ -19,4 +19,5 @@ MODELS: dict[str, Architecture] = {
     "vit": Architecture(vit.ViT, vit.ViTConfig, vit.PRESETS, vit.WEIGHTS),
     "levit": Architecture(levit.LeViT, levit.LeViTConfig, levit.PRESETS, levit.WEIGHTS),
     "twins_svt": Architecture(twins_svt.TwinsSVT, twins_svt.TwinsSVTConfig, twins_svt.PRESETS, twins_svt.WEIGHTS),
+    "cvt": Architecture(cvt.CvT, cvt.CvTConfig, cvt.PRESETS, cvt.WEIGHTS),
 }

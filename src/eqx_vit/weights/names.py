@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from eqx_vit.models.cvt import CvTConfig
 from eqx_vit.models.levit import LeViTConfig
 from eqx_vit.models.twins_svt import TwinsSVTConfig
 from eqx_vit.models.vit import ViTConfig
-from eqx_vit.weights import levit, twins_svt, vit
+from eqx_vit.weights import cvt, levit, twins_svt, vit
 from eqx_vit.weights.rules import Constant, Rule
 
 NameMap = Callable[[Any], list[Rule | Constant]]
@@ -15,6 +16,7 @@ NAMES: Mapping[Any, Mapping[str, NameMap]] = {
     ViTConfig: vit.NAMES,
     LeViTConfig: levit.NAMES,
     TwinsSVTConfig: twins_svt.NAMES,
+    CvTConfig: cvt.NAMES,
 }
 
 
