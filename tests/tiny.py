@@ -5,6 +5,7 @@ from typing import Any
 from eqx_vit import (
     CaiTConfig,
     CrossViTConfig,
+    CvTConfig,
     DeepViTConfig,
     LeViTConfig,
     PatchMergerViTConfig,
@@ -61,6 +62,7 @@ TINY: dict[str, Any] = {
     "vit_small_datasets": SmallDatasetViTConfig(
         image_size=16, patch_size=8, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24
     ),
+    "cvt": CvTConfig(num_classes=5, s1_emb_dim=8, s2_emb_dim=12, s2_depth=1, s3_emb_dim=16, s3_heads=2, s3_depth=2),
 }
 
 # Models that take any size, whose smallest sensible image is not 32 x 32.

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from eqx_vit.models import (
     cait,
     cross_vit,
+    cvt,
     deepvit,
     levit,
     patch_merger,
@@ -46,4 +47,5 @@ MODELS: dict[str, Architecture] = {
         vit_small_datasets.PRESETS,
         vit_small_datasets.WEIGHTS,
     ),
+    "cvt": Architecture(cvt.CvT, cvt.CvTConfig, cvt.PRESETS, cvt.WEIGHTS),
 }

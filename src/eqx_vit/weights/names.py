@@ -5,6 +5,7 @@ from typing import Any
 
 from eqx_vit.models.cait import CaiTConfig
 from eqx_vit.models.cross_vit import CrossViTConfig
+from eqx_vit.models.cvt import CvTConfig
 from eqx_vit.models.deepvit import DeepViTConfig
 from eqx_vit.models.levit import LeViTConfig
 from eqx_vit.models.patch_merger import PatchMergerViTConfig
@@ -16,6 +17,7 @@ from eqx_vit.models.vit_small_datasets import SmallDatasetViTConfig
 from eqx_vit.weights import (
     cait,
     cross_vit,
+    cvt,
     deepvit,
     levit,
     patch_merger,
@@ -40,6 +42,7 @@ NAMES: Mapping[Any, Mapping[str, NameMap]] = {
     CrossViTConfig: cross_vit.NAMES,
     PiTConfig: pit.NAMES,
     SmallDatasetViTConfig: vit_small_datasets.NAMES,
+    CvTConfig: cvt.NAMES,
 }
 
 
