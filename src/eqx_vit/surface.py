@@ -237,7 +237,7 @@ def from_dicts(config: Any, params: Mapping[str, Any], state: Mapping[str, Any])
     wanted = to_dicts(model, model_state)
     collections = {"params": (wanted[0], params)}
     collections |= {name: (tree, state.get(name, {})) for name, tree in wanted[1].items()}
-    given = {name: _flat_checked(name, tree, found) for name, (tree, found) in collections.items()}
+    given = {name: flat_checked(name, tree, found) for name, (tree, found) in collections.items()}
     model = with_named_leaves(model, given["params"] | given["buffers"])
     return model, with_named_statistics(model, model_state, given["batch_stats"])
 
@@ -256,7 +256,11 @@ def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _flat_checked(collection: str, wanted: Mapping[str, Any], given: Any) -> dict[str, Any]:
+def flat_checked(collection: str, wanted: Mapping[str, Any], given: Any) -> dict[str, Any]:
+    """The given nested dict as a flat one.
+
+    **Raises:** `ValueError` with every path that is missing, unexpected or of another shape than in `wanted`.
+    """
     shapes, leaves = flat(wanted), flat(given)
     problems = [f"missing {collection}.{name} {leaf.shape}" for name, leaf in shapes.items() if name not in leaves]
     problems += [f"unexpected {collection}.{name}" for name in leaves if name not in shapes]

@@ -13,6 +13,8 @@ No flax is needed; where it is installed, the variables work with `TrainState`, 
 import eqx_vit
 from eqx_vit.flax.module import Bound as Bound
 from eqx_vit.flax.module import Module as Module
+from eqx_vit.flax.parts import SPT as SPT
+from eqx_vit.flax.parts import PatchMerger as PatchMerger
 
 
 class ViT(Module, eqx_vit.ViTConfig):
@@ -49,3 +51,11 @@ class CrossViT(Module, eqx_vit.CrossViTConfig):
 
 class PiT(Module, eqx_vit.PiTConfig):
     """`eqx_vit.PiT` with `init` and `apply`."""
+
+
+class CvT(Module, eqx_vit.CvTConfig):
+    """`eqx_vit.CvT` with `init` and `apply`."""
+
+
+class SmallDatasetViT(Module, eqx_vit.SmallDatasetViTConfig):
+    """`eqx_vit.SmallDatasetViT` with `init` and `apply`."""
