@@ -125,7 +125,7 @@ def test_channels_and_layout_are_read_off_the_images() -> None:
     variables = v.init(KEYS, jnp.zeros((1, 3, 16, 16)))
     images = images_for("vit")
     same(v.apply(variables, jnp.moveaxis(images, -1, 1)), v.apply(variables, images))
-    with pytest.raises(ValueError, match="fit in no layout: read channels-last.*read channels-first"):
+    with pytest.raises(ValueError, match=r"fit in no layout: read channels-last.*read channels-first"):
         v.apply(variables, jnp.zeros((1, 16, 17, 3)))
     with pytest.raises(ValueError, match="fit in both layouts"):
         door("vit", dataclasses.replace(TINY["vit"], channels=16)).init(KEYS, jnp.zeros((1, 16, 16, 16)))

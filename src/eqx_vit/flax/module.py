@@ -45,7 +45,7 @@ class Module:
 
     def apply(
         self,
-        variables: Mapping[str, Any],
+        variables: Any,
         images: Any,
         *,
         rngs: Any = None,
@@ -83,7 +83,7 @@ class Module:
             return logits
         return logits, {name: tree for name, tree in {"params": params, **after}.items() if tree and name in named}
 
-    def bind(self, variables: Mapping[str, Any], *, rngs: Any = None) -> "Bound":
+    def bind(self, variables: Any, *, rngs: Any = None) -> "Bound":
         """This module with its variables, to be called on images."""
         return Bound(self, variables, rngs)
 
@@ -99,7 +99,7 @@ class Module:
                 lines.append(f"  {dotted:<64} {leaf.shape!s:<20} {leaf.dtype.name:<10} {leaf.size:>12,}")
         return "\n".join(lines)
 
-    def to_equinox(self, variables: Mapping[str, Any]) -> tuple[Any, eqx.nn.State]:
+    def to_equinox(self, variables: Any) -> tuple[Any, eqx.nn.State]:
         """The native model, in training mode, and its state, with the arrays of `variables`.
 
         **Raises:** `ValueError` for variables that are not this model's.
@@ -144,7 +144,7 @@ class Bound:
     """A module with its variables."""
 
     module: Module
-    variables: Mapping[str, Any]
+    variables: Any
     rngs: Any
 
     def __call__(self, images: Any, *, train: bool | None = None, deterministic: bool | None = None) -> Any:

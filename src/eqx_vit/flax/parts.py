@@ -1,7 +1,7 @@
 """The parts that stand alone in the Flax-shaped door: `SPT` and `PatchMerger`."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ class SPT:
         """Fresh variables; of `images` only the channel count matters."""
         return _init(self._make(images), rngs)
 
-    def apply(self, variables: Mapping[str, Any], images: Any, *, rngs: Any = None) -> Float[Array, "batch tokens dim"]:
+    def apply(self, variables: Any, images: Any, *, rngs: Any = None) -> Float[Array, "batch tokens dim"]:
         """Tokens. Nothing is random: `rngs` is taken as linen takes it, and not used."""
         return _apply(self._make(images), variables, images)
 
@@ -47,9 +47,7 @@ class PatchMerger:
         """Fresh variables; `tokens` is not looked at."""
         return _init(self._make(), rngs)
 
-    def apply(
-        self, variables: Mapping[str, Any], tokens: Any, *, rngs: Any = None
-    ) -> Float[Array, "batch num_tokens_out dim"]:
+    def apply(self, variables: Any, tokens: Any, *, rngs: Any = None) -> Float[Array, "batch num_tokens_out dim"]:
         """Merged tokens. Nothing is random: `rngs` is taken as linen takes it, and not used."""
         return _apply(self._make(), variables, tokens)
 
@@ -61,7 +59,7 @@ def _init(make: Callable[..., Any], rngs: Any) -> dict[str, Any]:
     return {"params": nested(named_leaves(make(key=params_key(rngs))))}
 
 
-def _apply(make: Callable[..., Any], variables: Mapping[str, Any], batch: Any) -> Any:
+def _apply(make: Callable[..., Any], variables: Any, batch: Any) -> Any:
     if jnp.ndim(batch) < 3:
         raise ValueError(f"apply takes a batch, given shape {jnp.shape(batch)}: one example is a batch of one")
     params, _ = split_variables(variables)
