@@ -32,9 +32,7 @@ def save_training_state(path: Path, train: TrainState, history: list[dict[str, A
     write_arrays(path, arrays, {"format": FORMAT, "history": json.dumps(history)})
 
 
-def load_training_state(
-    path: Path, make_initial: Callable[[], TrainState]
-) -> tuple[TrainState, list[dict[str, Any]]]:
+def load_training_state(path: Path, make_initial: Callable[[], TrainState]) -> tuple[TrainState, list[dict[str, Any]]]:
     """The training state and the metrics that `save_training_state` wrote. `make_initial` tells the shapes.
 
     **Raises:** `ValueError` for a damaged file, or one of another model or optimiser.

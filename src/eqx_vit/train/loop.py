@@ -123,7 +123,9 @@ def _finish(folder: Path, run: Run, data: Data, history: list[dict[str, Any]], r
         "test_accuracy": test.accuracy,
     }
     write_metrics(folder, [*history, result])
-    title = f"{run.settings.model}, {count_params(model):,} parameters: {test.accuracy:.2%} of {len(data.test)} test images"
+    title = (
+        f"{run.settings.model}, {count_params(model):,} parameters: {test.accuracy:.2%} of {len(data.test)} test images"
+    )
     draw_curves(folder / CURVES, history, title)
     mistakes = round((1 - test.accuracy) * len(data.test))
     draw_samples(

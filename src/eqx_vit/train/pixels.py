@@ -66,7 +66,10 @@ def random_maps(key: PRNGKeyArray, batch: int, moves: Moves) -> Float[Array, "ba
     mirrored = jax.random.bernoulli(flip_key, 0.5, (batch,)) if moves.flip else jnp.zeros(batch, dtype=bool)
     mirror = jnp.where(mirrored, -1.0, 1.0)
     cosine, sine = jnp.cos(angle) / zoom, jnp.sin(angle) / zoom
-    rows = (jnp.stack([cosine, -sine * mirror, shift[:, 0]], axis=-1), jnp.stack([sine, cosine * mirror, shift[:, 1]], -1))
+    rows = (
+        jnp.stack([cosine, -sine * mirror, shift[:, 0]], axis=-1),
+        jnp.stack([sine, cosine * mirror, shift[:, 1]], -1),
+    )
     return jnp.stack(rows, axis=1)
 
 

@@ -45,9 +45,7 @@ class Report:
 
     def stepped(self, step: int, epoch: int, epochs: int, loss: float) -> None:
         """A step is done; `loss` is the mean of the epoch so far."""
-        self.progress.update(
-            self.task, completed=step, description=f"epoch {epoch}/{epochs}", note=f"loss {loss:.3f}"
-        )
+        self.progress.update(self.task, completed=step, description=f"epoch {epoch}/{epochs}", note=f"loss {loss:.3f}")
 
     def epoch(self, entry: dict[str, Any], epochs: int, best: bool) -> None:
         """An epoch is done; `entry` is its line of metrics.jsonl."""

@@ -133,7 +133,7 @@ def _averaged(decay: float, step: Int[Array, ""], average: Arrays, current: Arra
     count = step.astype(jnp.float32)
     kept = jnp.minimum(decay, (1 + count) / (10 + count))
     return jax.tree.map(
-        lambda old, new: (old * kept.astype(old.dtype) + new * (1 - kept).astype(new.dtype)), average, current
+        lambda old, new: old * kept.astype(old.dtype) + new * (1 - kept).astype(new.dtype), average, current
     )
 
 
