@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from eqx_vit import CaiTConfig, LeViTConfig, PiTConfig, SimpleViTConfig, ViTConfig
+from eqx_vit import CaiTConfig, LeViTConfig, NesTConfig, PiTConfig, SimpleViTConfig, ViTConfig
 from eqx_vit.testing import image_size_of
 
 TINY: dict[str, Any] = {
@@ -11,6 +11,9 @@ TINY: dict[str, Any] = {
     "simple_vit": SimpleViTConfig(image_size=16, patch_size=8, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24),
     "cait": CaiTConfig(image_size=16, patch_size=8, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24),
     "pit": PiTConfig(image_size=24, patch_size=8, num_classes=5, dim=8, depth=(1, 2), heads=(2, 4), distillation=True),
+    "nest": NesTConfig(
+        image_size=16, patch_size=4, num_classes=5, dim=8, heads=2, num_hierarchies=2, block_repeats=(1, 2)
+    ),
 }
 
 # Models that take any size, whose smallest sensible image is not 32 x 32.

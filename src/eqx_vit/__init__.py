@@ -18,6 +18,8 @@ from eqx_vit.models.cait import CaiT as CaiT
 from eqx_vit.models.cait import CaiTConfig as CaiTConfig
 from eqx_vit.models.levit import LeViT as LeViT
 from eqx_vit.models.levit import LeViTConfig as LeViTConfig
+from eqx_vit.models.nest import NesT as NesT
+from eqx_vit.models.nest import NesTConfig as NesTConfig
 from eqx_vit.models.pit import PiT as PiT
 from eqx_vit.models.pit import PiTConfig as PiTConfig
 from eqx_vit.models.simple_vit import SimpleViT as SimpleViT

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from eqx_vit.models import cait, levit, pit, simple_vit, vit
+from eqx_vit.models import cait, levit, nest, pit, simple_vit, vit
 from eqx_vit.models.source import Source
 
 
@@ -23,4 +23,5 @@ MODELS: dict[str, Architecture] = {
     ),
     "cait": Architecture(cait.CaiT, cait.CaiTConfig, cait.PRESETS, cait.WEIGHTS),
     "pit": Architecture(pit.PiT, pit.PiTConfig, pit.PRESETS, pit.WEIGHTS),
+    "nest": Architecture(nest.NesT, nest.NesTConfig, nest.PRESETS, nest.WEIGHTS),
 }

@@ -5,10 +5,11 @@ from typing import Any
 
 from eqx_vit.models.cait import CaiTConfig
 from eqx_vit.models.levit import LeViTConfig
+from eqx_vit.models.nest import NesTConfig
 from eqx_vit.models.pit import PiTConfig
 from eqx_vit.models.simple_vit import SimpleViTConfig
 from eqx_vit.models.vit import ViTConfig
-from eqx_vit.weights import cait, levit, pit, simple_vit, vit
+from eqx_vit.weights import cait, levit, nest, pit, simple_vit, vit
 from eqx_vit.weights.rules import Constant, Rule
 
 NameMap = Callable[[Any], list[Rule | Constant]]
@@ -19,6 +20,7 @@ NAMES: Mapping[Any, Mapping[str, NameMap]] = {
     SimpleViTConfig: simple_vit.NAMES,
     CaiTConfig: cait.NAMES,
     PiTConfig: pit.NAMES,
+    NesTConfig: nest.NAMES,
 }
 
 
