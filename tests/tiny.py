@@ -8,6 +8,7 @@ from eqx_vit import (
     CvTConfig,
     DeepViTConfig,
     LeViTConfig,
+    NesTConfig,
     PatchMergerViTConfig,
     PiTConfig,
     SimpleViTConfig,
@@ -63,6 +64,9 @@ TINY: dict[str, Any] = {
         image_size=16, patch_size=8, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24
     ),
     "cvt": CvTConfig(num_classes=5, s1_emb_dim=8, s2_emb_dim=12, s2_depth=1, s3_emb_dim=16, s3_heads=2, s3_depth=2),
+    "nest": NesTConfig(
+        image_size=16, patch_size=4, num_classes=5, dim=8, heads=2, num_hierarchies=2, block_repeats=(1, 2)
+    ),
 }
 
 # Models that take any size, whose smallest sensible image is not 32 x 32.

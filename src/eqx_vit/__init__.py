@@ -26,6 +26,8 @@ from eqx_vit.models.deepvit import DeepViT as DeepViT
 from eqx_vit.models.deepvit import DeepViTConfig as DeepViTConfig
 from eqx_vit.models.levit import LeViT as LeViT
 from eqx_vit.models.levit import LeViTConfig as LeViTConfig
+from eqx_vit.models.nest import NesT as NesT
+from eqx_vit.models.nest import NesTConfig as NesTConfig
 from eqx_vit.models.patch_merger import PatchMerger as PatchMerger
 from eqx_vit.models.patch_merger import PatchMergerViT as PatchMergerViT
 from eqx_vit.models.patch_merger import PatchMergerViTConfig as PatchMergerViTConfig

@@ -59,3 +59,7 @@ class CvT(Module, eqx_vit.CvTConfig):
 
 class SmallDatasetViT(Module, eqx_vit.SmallDatasetViTConfig):
     """`eqx_vit.SmallDatasetViT` with `init` and `apply`."""
+
+
+class NesT(Module, eqx_vit.NesTConfig):
+    """`eqx_vit.NesT` with `init` and `apply`."""

@@ -8,6 +8,7 @@ from eqx_vit.models import (
     cvt,
     deepvit,
     levit,
+    nest,
     patch_merger,
     pit,
     simple_vit,
@@ -48,4 +49,5 @@ MODELS: dict[str, Architecture] = {
         vit_small_datasets.WEIGHTS,
     ),
     "cvt": Architecture(cvt.CvT, cvt.CvTConfig, cvt.PRESETS, cvt.WEIGHTS),
+    "nest": Architecture(nest.NesT, nest.NesTConfig, nest.PRESETS, nest.WEIGHTS),
 }

@@ -8,6 +8,7 @@ from eqx_vit.models.cross_vit import CrossViTConfig
 from eqx_vit.models.cvt import CvTConfig
 from eqx_vit.models.deepvit import DeepViTConfig
 from eqx_vit.models.levit import LeViTConfig
+from eqx_vit.models.nest import NesTConfig
 from eqx_vit.models.patch_merger import PatchMergerViTConfig
 from eqx_vit.models.pit import PiTConfig
 from eqx_vit.models.simple_vit import SimpleViTConfig
@@ -20,6 +21,7 @@ from eqx_vit.weights import (
     cvt,
     deepvit,
     levit,
+    nest,
     patch_merger,
     pit,
     simple_vit,
@@ -43,6 +45,7 @@ NAMES: Mapping[Any, Mapping[str, NameMap]] = {
     PiTConfig: pit.NAMES,
     SmallDatasetViTConfig: vit_small_datasets.NAMES,
     CvTConfig: cvt.NAMES,
+    NesTConfig: nest.NAMES,
 }
 
 

@@ -16,10 +16,17 @@ from einops import rearrange
 class Rule:
     """One array of ours, and the foreign arrays that it is made of.
 
+<<<<<<< HEAD
     `theirs` holds, for each block of the stacks that hold ours (a single one where there is none), the names of its
     parts: several where ours is a merger, and then the pattern's first axis on the left counts them. `depths` are the
     depths of those stacks, the outermost first. `order` permutes the rows: row i of ours is row `order[i]` of what the
     pattern gives. The last `spare` rows of theirs are read by nobody: dropped when loading, zeros when saving.
+=======
+    `theirs` holds, for each block of a `Stack` (a single one where the array is not stacked), the names of its parts:
+    several where ours is a merger, and then the pattern's first axis on the left counts them, unless `joined` gives
+    their lengths along the last axis, on which they are then put end to end. `order` permutes the rows: row i of ours
+    is row `order[i]` of what the pattern gives.
+>>>>>>> b4
     """
 
     ours: str
@@ -27,6 +34,7 @@ class Rule:
     depths: tuple[int, ...] = ()
     pattern: str | None = None
     axes: Mapping[str, int] = field(default_factory=dict)
+    joined: tuple[int, ...] = ()
     order: tuple[int, ...] | None = None
     spare: int = 0
 
@@ -45,7 +53,7 @@ class Rule:
         }
 
     def _load_block(self, parts: list[np.ndarray]) -> np.ndarray:
-        array = parts[0] if len(parts) == 1 else np.stack(parts)
+        array = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1) if self.joined else np.stack(parts)
         array = array if self.pattern is None else rearrange(array, self.pattern, **self.axes)
         array = array[: len(array) - self.spare] if self.spare else array
         return array if self.order is None else array[np.asarray(self.order)]
@@ -58,6 +66,8 @@ class Rule:
         if self.pattern is not None:
             left, right = self.pattern.split("->")
             array = rearrange(array, f"{right}->{left}", **self.axes)
+        if self.joined:
+            return np.split(array, np.cumsum(self.joined)[:-1], axis=-1)
         return [array] if parts == 1 else list(array)
 
 
@@ -80,12 +90,21 @@ def rearranged(
     pattern: str | None = None,
     axes: Mapping[str, int] | None = None,
     order: Sequence[int] | None = None,
+<<<<<<< HEAD
     spare: int = 0,
+=======
+    joined: tuple[int, ...] = (),
+>>>>>>> b4
 ) -> Rule:
-    """An array laid out differently, or (several names) a merger: then the pattern's first axis counts the parts."""
+    """An array laid out differently, or (several names) a merger: the pattern's first axis counts the parts, or they
+    are `joined`, see `Rule`."""
     names = (theirs,) if isinstance(theirs, str) else tuple(theirs)
     rows = None if order is None else tuple(int(row) for row in order)
+<<<<<<< HEAD
     return Rule(ours=ours, theirs=(names,), pattern=pattern, axes=axes or {}, order=rows, spare=spare)
+=======
+    return Rule(ours=ours, theirs=(names,), pattern=pattern, axes=axes or {}, joined=joined, order=rows)
+>>>>>>> b4
 
 
 def affine(ours: str, theirs: str) -> list[Rule | Constant]:
