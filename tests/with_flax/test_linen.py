@@ -22,6 +22,13 @@ every_model = pytest.mark.parametrize("name", MODELS)
 KEYS = {"params": jax.random.key(1), "dropout": jax.random.key(2)}
 
 
+@pytest.fixture(autouse=True)
+def standard_promotion() -> Any:
+    """Flax and optax need it."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 def door(name: str, rate: float = 0.0) -> Any:
     fields = {field.name: getattr(TINY[name], field.name) for field in dataclasses.fields(TINY[name])}
     rates = {f.name: rate for f in dataclasses.fields(TINY[name]) if "drop" in f.name and f.type is float}

@@ -16,17 +16,11 @@ from einops import rearrange
 class Rule:
     """One array of ours, and the foreign arrays that it is made of.
 
-<<<<<<< HEAD
     `theirs` holds, for each block of the stacks that hold ours (a single one where there is none), the names of its
-    parts: several where ours is a merger, and then the pattern's first axis on the left counts them. `depths` are the
-    depths of those stacks, the outermost first. `order` permutes the rows: row i of ours is row `order[i]` of what the
-    pattern gives. The last `spare` rows of theirs are read by nobody: dropped when loading, zeros when saving.
-=======
-    `theirs` holds, for each block of a `Stack` (a single one where the array is not stacked), the names of its parts:
-    several where ours is a merger, and then the pattern's first axis on the left counts them, unless `joined` gives
-    their lengths along the last axis, on which they are then put end to end. `order` permutes the rows: row i of ours
-    is row `order[i]` of what the pattern gives.
->>>>>>> b4
+    parts: several where ours is a merger, and then the pattern's first axis on the left counts them, unless `joined`
+    gives their lengths along the last axis, on which they are then put end to end. `depths` are the depths of those
+    stacks, the outermost first. `order` permutes the rows: row i of ours is row `order[i]` of what the pattern gives.
+    The last `spare` rows of theirs are read by nobody: dropped when loading, zeros when saving.
     """
 
     ours: str
@@ -90,21 +84,14 @@ def rearranged(
     pattern: str | None = None,
     axes: Mapping[str, int] | None = None,
     order: Sequence[int] | None = None,
-<<<<<<< HEAD
     spare: int = 0,
-=======
     joined: tuple[int, ...] = (),
->>>>>>> b4
 ) -> Rule:
     """An array laid out differently, or (several names) a merger: the pattern's first axis counts the parts, or they
     are `joined`, see `Rule`."""
     names = (theirs,) if isinstance(theirs, str) else tuple(theirs)
     rows = None if order is None else tuple(int(row) for row in order)
-<<<<<<< HEAD
-    return Rule(ours=ours, theirs=(names,), pattern=pattern, axes=axes or {}, order=rows, spare=spare)
-=======
-    return Rule(ours=ours, theirs=(names,), pattern=pattern, axes=axes or {}, joined=joined, order=rows)
->>>>>>> b4
+    return Rule(ours=ours, theirs=(names,), pattern=pattern, axes=axes or {}, joined=joined, order=rows, spare=spare)
 
 
 def affine(ours: str, theirs: str) -> list[Rule | Constant]:
