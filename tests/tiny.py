@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from eqx_vit import DeepViTConfig, LeViTConfig, ViTConfig
+from eqx_vit import DeepViTConfig, LeViTConfig, ParallelViTConfig, ParallelViTHMLPConfig, ViTConfig
 from eqx_vit.testing import image_size_of
 
 TINY: dict[str, Any] = {
@@ -18,6 +18,10 @@ TINY: dict[str, Any] = {
         mlp_dim=24,
         re_attention_depth=1,
         convolutional_stem=True,
+    ),
+    "parallel_vit": ParallelViTConfig(image_size=16, patch_size=8, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24),
+    "parallel_vit_hmlp": ParallelViTHMLPConfig(
+        image_size=32, patch_size=16, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24, layer_scale=1e-4
     ),
 }
 

@@ -18,6 +18,10 @@ from eqx_vit.models.deepvit import DeepViT as DeepViT
 from eqx_vit.models.deepvit import DeepViTConfig as DeepViTConfig
 from eqx_vit.models.levit import LeViT as LeViT
 from eqx_vit.models.levit import LeViTConfig as LeViTConfig
+from eqx_vit.models.parallel_vit import ParallelViT as ParallelViT
+from eqx_vit.models.parallel_vit import ParallelViTConfig as ParallelViTConfig
+from eqx_vit.models.parallel_vit import ParallelViTHMLP as ParallelViTHMLP
+from eqx_vit.models.parallel_vit import ParallelViTHMLPConfig as ParallelViTHMLPConfig
 from eqx_vit.models.vit import ViT as ViT
 from eqx_vit.models.vit import ViTConfig as ViTConfig
 from eqx_vit.surface import cast as cast

@@ -5,8 +5,9 @@ from typing import Any
 
 from eqx_vit.models.deepvit import DeepViTConfig
 from eqx_vit.models.levit import LeViTConfig
+from eqx_vit.models.parallel_vit import ParallelViTConfig, ParallelViTHMLPConfig
 from eqx_vit.models.vit import ViTConfig
-from eqx_vit.weights import deepvit, levit, vit
+from eqx_vit.weights import deepvit, levit, parallel_vit, vit
 from eqx_vit.weights.rules import Constant, Rule
 
 NameMap = Callable[[Any], list[Rule | Constant]]
@@ -15,6 +16,8 @@ NAMES: Mapping[Any, Mapping[str, NameMap]] = {
     ViTConfig: vit.NAMES,
     LeViTConfig: levit.NAMES,
     DeepViTConfig: deepvit.NAMES,
+    ParallelViTConfig: parallel_vit.NAMES,
+    ParallelViTHMLPConfig: parallel_vit.HMLP_NAMES,
 }
 
 
