@@ -9,6 +9,8 @@ from eqx_vit import (
     DeepViTConfig,
     LeViTConfig,
     NesTConfig,
+    ParallelViTConfig,
+    ParallelViTHMLPConfig,
     PatchMergerViTConfig,
     PiTConfig,
     SimpleViTConfig,
@@ -66,6 +68,10 @@ TINY: dict[str, Any] = {
     "cvt": CvTConfig(num_classes=5, s1_emb_dim=8, s2_emb_dim=12, s2_depth=1, s3_emb_dim=16, s3_heads=2, s3_depth=2),
     "nest": NesTConfig(
         image_size=16, patch_size=4, num_classes=5, dim=8, heads=2, num_hierarchies=2, block_repeats=(1, 2)
+    ),
+    "parallel_vit": ParallelViTConfig(image_size=16, patch_size=8, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24),
+    "parallel_vit_hmlp": ParallelViTHMLPConfig(
+        image_size=32, patch_size=16, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24, layer_scale=1e-4
     ),
 }
 

@@ -28,6 +28,10 @@ from eqx_vit.models.levit import LeViT as LeViT
 from eqx_vit.models.levit import LeViTConfig as LeViTConfig
 from eqx_vit.models.nest import NesT as NesT
 from eqx_vit.models.nest import NesTConfig as NesTConfig
+from eqx_vit.models.parallel_vit import ParallelViT as ParallelViT
+from eqx_vit.models.parallel_vit import ParallelViTConfig as ParallelViTConfig
+from eqx_vit.models.parallel_vit import ParallelViTHMLP as ParallelViTHMLP
+from eqx_vit.models.parallel_vit import ParallelViTHMLPConfig as ParallelViTHMLPConfig
 from eqx_vit.models.patch_merger import PatchMerger as PatchMerger
 from eqx_vit.models.patch_merger import PatchMergerViT as PatchMergerViT
 from eqx_vit.models.patch_merger import PatchMergerViTConfig as PatchMergerViTConfig

@@ -76,6 +76,13 @@ class Stack(eqx.Module):
         x, substate = self._run(x, state.substate(self.block), shared, scanned, key)
         return x, state.update(substate)
 
+    def summed(self, x: PyTree, *shared: Any, key: PRNGKeyArray | None = None) -> PyTree:
+        """All blocks side by side, each given the same `x` and a key of its own, and their results added."""
+        arrays, static = eqx.partition(self.block, eqx.is_array)
+        keys = None if key is None else jax.random.split(key, self.depth)
+        results = jax.vmap(lambda arrays, key: eqx.combine(arrays, static)(x, *shared, key=key))(arrays, keys)
+        return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), results)
+
     def _run(
         self,
         x: PyTree,

@@ -9,6 +9,7 @@ from eqx_vit.models import (
     deepvit,
     levit,
     nest,
+    parallel_vit,
     patch_merger,
     pit,
     simple_vit,
@@ -50,4 +51,13 @@ MODELS: dict[str, Architecture] = {
     ),
     "cvt": Architecture(cvt.CvT, cvt.CvTConfig, cvt.PRESETS, cvt.WEIGHTS),
     "nest": Architecture(nest.NesT, nest.NesTConfig, nest.PRESETS, nest.WEIGHTS),
+    "parallel_vit": Architecture(
+        parallel_vit.ParallelViT, parallel_vit.ParallelViTConfig, parallel_vit.PRESETS, parallel_vit.WEIGHTS
+    ),
+    "parallel_vit_hmlp": Architecture(
+        parallel_vit.ParallelViTHMLP,
+        parallel_vit.ParallelViTHMLPConfig,
+        parallel_vit.HMLP_PRESETS,
+        parallel_vit.HMLP_WEIGHTS,
+    ),
 }

@@ -139,7 +139,7 @@ class Stem(eqx.nn.StatefulLayer):
 
 
 class ReAttention(eqx.nn.StatefulLayer):
-    """`Norm(Theta^T softmax(Q K^T / sqrt(d))) V` (equation 3): Theta mixes the heads, Norm is a BatchNorm over them."""
+    """`Norm(Theta^T softmax(Q K^T / sqrt(d))) V`: Theta mixes the heads, Norm is a BatchNorm over them."""
 
     qkv: Linear
     mix: Linear  # from heads to heads

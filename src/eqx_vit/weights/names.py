@@ -9,6 +9,7 @@ from eqx_vit.models.cvt import CvTConfig
 from eqx_vit.models.deepvit import DeepViTConfig
 from eqx_vit.models.levit import LeViTConfig
 from eqx_vit.models.nest import NesTConfig
+from eqx_vit.models.parallel_vit import ParallelViTConfig, ParallelViTHMLPConfig
 from eqx_vit.models.patch_merger import PatchMergerViTConfig
 from eqx_vit.models.pit import PiTConfig
 from eqx_vit.models.simple_vit import SimpleViTConfig
@@ -22,6 +23,7 @@ from eqx_vit.weights import (
     deepvit,
     levit,
     nest,
+    parallel_vit,
     patch_merger,
     pit,
     simple_vit,
@@ -46,6 +48,8 @@ NAMES: Mapping[Any, Mapping[str, NameMap]] = {
     SmallDatasetViTConfig: vit_small_datasets.NAMES,
     CvTConfig: cvt.NAMES,
     NesTConfig: nest.NAMES,
+    ParallelViTConfig: parallel_vit.NAMES,
+    ParallelViTHMLPConfig: parallel_vit.HMLP_NAMES,
 }
 
 
