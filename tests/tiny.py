@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from eqx_vit import CaiTConfig, LeViTConfig, PatchMergerViTConfig, ViTConfig
+from eqx_vit import CaiTConfig, LeViTConfig, PatchMergerViTConfig, ScalableViTConfig, ViTConfig
 from eqx_vit.testing import image_size_of
 
 TINY: dict[str, Any] = {
@@ -11,6 +11,16 @@ TINY: dict[str, Any] = {
     "cait": CaiTConfig(image_size=16, patch_size=8, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24),
     "patch_merger": PatchMergerViTConfig(
         image_size=16, patch_size=8, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24, patch_merge_num_tokens=3
+    ),
+    "scalable_vit": ScalableViTConfig(
+        num_classes=5,
+        dim=8,
+        depth=(2, 3),
+        heads=(1, 2),
+        ssa_dim_key=(10, 8),
+        reduction_factor=(2, 1),
+        window_size=(4, None),
+        head_dim=16,
     ),
 }
 

@@ -21,6 +21,8 @@ from eqx_vit.models.levit import LeViTConfig as LeViTConfig
 from eqx_vit.models.patch_merger import PatchMerger as PatchMerger
 from eqx_vit.models.patch_merger import PatchMergerViT as PatchMergerViT
 from eqx_vit.models.patch_merger import PatchMergerViTConfig as PatchMergerViTConfig
+from eqx_vit.models.scalable_vit import ScalableViT as ScalableViT
+from eqx_vit.models.scalable_vit import ScalableViTConfig as ScalableViTConfig
 from eqx_vit.models.vit import ViT as ViT
 from eqx_vit.models.vit import ViTConfig as ViTConfig
 from eqx_vit.surface import cast as cast

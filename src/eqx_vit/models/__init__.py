@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from eqx_vit.models import cait, levit, patch_merger, vit
+from eqx_vit.models import cait, levit, patch_merger, scalable_vit, vit
 from eqx_vit.models.source import Source
 
 
@@ -21,5 +21,8 @@ MODELS: dict[str, Architecture] = {
     "cait": Architecture(cait.CaiT, cait.CaiTConfig, cait.PRESETS, cait.WEIGHTS),
     "patch_merger": Architecture(
         patch_merger.PatchMergerViT, patch_merger.PatchMergerViTConfig, patch_merger.PRESETS, patch_merger.WEIGHTS
+    ),
+    "scalable_vit": Architecture(
+        scalable_vit.ScalableViT, scalable_vit.ScalableViTConfig, scalable_vit.PRESETS, scalable_vit.WEIGHTS
     ),
 }

@@ -6,8 +6,9 @@ from typing import Any
 from eqx_vit.models.cait import CaiTConfig
 from eqx_vit.models.levit import LeViTConfig
 from eqx_vit.models.patch_merger import PatchMergerViTConfig
+from eqx_vit.models.scalable_vit import ScalableViTConfig
 from eqx_vit.models.vit import ViTConfig
-from eqx_vit.weights import cait, levit, patch_merger, vit
+from eqx_vit.weights import cait, levit, patch_merger, scalable_vit, vit
 from eqx_vit.weights.rules import Constant, Rule
 
 NameMap = Callable[[Any], list[Rule | Constant]]
@@ -17,6 +18,7 @@ NAMES: Mapping[Any, Mapping[str, NameMap]] = {
     LeViTConfig: levit.NAMES,
     CaiTConfig: cait.NAMES,
     PatchMergerViTConfig: patch_merger.NAMES,
+    ScalableViTConfig: scalable_vit.NAMES,
 }
 
 
