@@ -11,6 +11,7 @@ from eqx_vit.layers.batch_norm import BATCH_AXIS as BATCH_AXIS
 from eqx_vit.layers.batch_norm import BatchNorm as BatchNorm
 from eqx_vit.layers.buffer import Buffer as Buffer
 from eqx_vit.layers.conv import Conv as Conv
+from eqx_vit.layers.conv import convolve as convolve
 from eqx_vit.layers.door import image_door as image_door
 from eqx_vit.layers.drop import Dropout as Dropout
 from eqx_vit.layers.drop import DropPath as DropPath
@@ -21,11 +22,14 @@ from eqx_vit.layers.linear import Linear as Linear
 from eqx_vit.layers.mlp import MLP as MLP
 from eqx_vit.layers.mlp import gelu as gelu
 from eqx_vit.layers.mlp import gelu_tanh as gelu_tanh
+from eqx_vit.layers.mlp import quick_gelu as quick_gelu
 from eqx_vit.layers.norm import LayerNorm as LayerNorm
 from eqx_vit.layers.norm import LayerScale as LayerScale
 from eqx_vit.layers.patch import PatchEmbedding as PatchEmbedding
 from eqx_vit.layers.patch import patchify as patchify
+from eqx_vit.layers.peg import PEG as PEG
 from eqx_vit.layers.posemb import resize_grid as resize_grid
+from eqx_vit.layers.posemb import resize_grid_corners as resize_grid_corners
 from eqx_vit.layers.posemb import resize_table as resize_table
 from eqx_vit.layers.posemb import sincos_2d as sincos_2d
 from eqx_vit.layers.stack import Stack as Stack

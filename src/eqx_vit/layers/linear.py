@@ -5,13 +5,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from eqx_vit.layers.init import Initializer, constant, truncated_normal
+from eqx_vit.layers.init import Initializer, constant, fan_in_uniform, truncated_normal
 
 
 class Linear(eqx.Module):
     """`x @ weight.T + bias` over the last axis, whatever the leading axes.
 
-    `eqx.nn.Linear` takes one vector; this one takes token sequences and maps, and its initialisers are arguments.
+    `eqx.nn.Linear` takes one vector; this one takes token sequences and maps, and its initialisers are arguments, where
+    None is PyTorch's default.
     """
 
     weight: Float[Array, "out in"]
@@ -23,13 +24,14 @@ class Linear(eqx.Module):
         out_features: int,
         *,
         use_bias: bool = True,
-        weight_init: Initializer = truncated_normal(0.02),
-        bias_init: Initializer = constant(0.0),
+        weight_init: Initializer | None = truncated_normal(0.02),
+        bias_init: Initializer | None = constant(0.0),
         key: PRNGKeyArray,
     ) -> None:
-        self.weight = weight_init(key, (out_features, in_features))
+        default = fan_in_uniform(in_features)
+        self.weight = (weight_init or default)(key, (out_features, in_features))
         # Folded in, not split: a bias never changes what the weight draws.
-        self.bias = bias_init(jax.random.fold_in(key, 1), (out_features,)) if use_bias else None
+        self.bias = (bias_init or default)(jax.random.fold_in(key, 1), (out_features,)) if use_bias else None
 
     def __call__(self, x: Float[Array, "*positions in"]) -> Float[Array, "*positions out"]:
         y = x @ self.weight.T

@@ -24,8 +24,13 @@ def gelu_tanh(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jax.nn.gelu(x, approximate=True)
 
 
+def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """GELU by a sigmoid, `x * sigmoid(1.702 x)` (arXiv 1606.08415, section 2)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
 class MLP(eqx.Module):
-    """Linear, activation, dropout, linear, dropout, over the last axis."""
+    """Linear, activation, dropout, linear, dropout, over the last axis; initialisers as `Linear` takes them."""
 
     expand: Linear
     contract: Linear
@@ -40,8 +45,8 @@ class MLP(eqx.Module):
         *,
         activation: Activation = gelu,
         dropout: float = 0.0,
-        weight_init: Initializer = truncated_normal(0.02),
-        bias_init: Initializer = constant(0.0),
+        weight_init: Initializer | None = truncated_normal(0.02),
+        bias_init: Initializer | None = constant(0.0),
         key: PRNGKeyArray,
     ) -> None:
         expand_key, contract_key = jax.random.split(key)

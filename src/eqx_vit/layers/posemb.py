@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
@@ -28,6 +29,19 @@ def resize_grid(
     wide = widened(table)
     method = jax.image.ResizeMethod.CUBIC_PYTORCH
     return jax.image.resize(wide, (*grid, table.shape[-1]), method, antialias=antialias).astype(table.dtype)
+
+
+def resize_grid_corners(
+    table: Float[Array, "rows columns dim"], grid: tuple[int, int]
+) -> Float[Array, "new_rows new_columns dim"]:
+    """Linear resizing that keeps the corners where they are: big_vision's rule, `scipy.ndimage.zoom(order=1)`."""
+    down, across = (_corner_weights(*sizes) for sizes in zip(table.shape[:2], grid, strict=True))
+    return jnp.einsum("rR,cC,RCd->rcd", down, across, widened(table)).astype(table.dtype)
+
+
+def _corner_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
+    distance = np.linspace(0, old - 1, new)[:, None] - np.arange(old)[None]
+    return np.maximum(0, 1 - np.abs(distance)).astype(np.float32)
 
 
 def resize_table(

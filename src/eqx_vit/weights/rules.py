@@ -16,15 +16,15 @@ from einops import rearrange
 class Rule:
     """One array of ours, and the foreign arrays that it is made of.
 
-    `theirs` holds, for each block of a `Stack` (a single one where the array is not stacked), the names of its parts:
-    several where ours is a merger, and then the pattern's first axis on the left counts them. `order` permutes the
-    rows: row i of ours is row `order[i]` of what the pattern gives. The last `spare` rows of theirs are read by nobody:
-    dropped when loading, zeros when saving.
+    `theirs` holds, for each block of the stacks that hold ours (a single one where there is none), the names of its
+    parts: several where ours is a merger, and then the pattern's first axis on the left counts them. `depths` are the
+    depths of those stacks, the outermost first. `order` permutes the rows: row i of ours is row `order[i]` of what the
+    pattern gives. The last `spare` rows of theirs are read by nobody: dropped when loading, zeros when saving.
     """
 
     ours: str
     theirs: tuple[tuple[str, ...], ...]
-    stacked: bool = False
+    depths: tuple[int, ...] = ()
     pattern: str | None = None
     axes: Mapping[str, int] = field(default_factory=dict)
     order: tuple[int, ...] | None = None
@@ -33,11 +33,11 @@ class Rule:
     def load(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """Ours from theirs."""
         blocks = [self._load_block([arrays[name] for name in names]) for names in self.theirs]
-        return np.stack(blocks) if self.stacked else blocks[0]
+        return np.stack(blocks).reshape(*self.depths, *blocks[0].shape)
 
     def save(self, array: np.ndarray) -> dict[str, np.ndarray]:
         """Theirs from ours."""
-        blocks = array if self.stacked else [array]
+        blocks = array.reshape(len(self.theirs), *array.shape[len(self.depths) :])
         return {
             name: part
             for names, block in zip(self.theirs, blocks, strict=True)
@@ -124,7 +124,8 @@ def stack(ours: str, prefixes: Sequence[str], rules: Iterable[Rule | Constant]) 
             result += each
         else:
             names = tuple(names for copy in each if isinstance(copy, Rule) for names in copy.theirs)
-            result.append(replace(rule, ours=f"{ours}.block.{rule.ours}", theirs=names, stacked=True))
+            depths = (len(prefixes), *rule.depths)
+            result.append(replace(rule, ours=f"{ours}.block.{rule.ours}", theirs=names, depths=depths))
     return result
 
 

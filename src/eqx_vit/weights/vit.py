@@ -2,6 +2,7 @@
 
 from eqx_vit.layers.config import pair
 from eqx_vit.models.vit import ViTConfig
+from eqx_vit.weights import linen
 from eqx_vit.weights.rules import Constant, Rule, affine, inside, patch_embedding, rearranged, same, stack
 
 _TOKEN = "one tokens dim -> (one tokens) dim"
@@ -78,46 +79,15 @@ def _hf(config: ViTConfig) -> list[Rule | Constant]:
 
 
 def _flax(config: ViTConfig) -> list[Rule | Constant]:
-    height, width = pair(config.patch_size)
-    attention = "MultiHeadDotProductAttention_0"
-    qkv = [f"{attention}/{name}" for name in ("query", "key", "value")]
-    axes = {"three": 3, "heads": config.heads}
-    block = [
-        *_flax_norm("norm1", "LayerNorm_0"),
-        rearranged(
-            "attention.qkv.weight",
-            [f"{name}/kernel" for name in qkv],
-            "three dim heads size -> (three heads size) dim",
-            axes,
-        ),
-        rearranged(
-            "attention.qkv.bias", [f"{name}/bias" for name in qkv], "three heads size -> (three heads size)", axes
-        ),
-        rearranged(
-            "attention.projection.weight",
-            f"{attention}/out/kernel",
-            "heads size dim -> dim (heads size)",
-            {"heads": config.heads},
-        ),
-        same("attention.projection.bias", f"{attention}/out/bias"),
-        *_flax_norm("norm2", "LayerNorm_1"),
-        *_dense("mlp.expand", "MlpBlock_0/Dense_0"),
-        *_dense("mlp.contract", "MlpBlock_0/Dense_1"),
-    ]
+    block = linen.block(config.heads)
     return [
         _token("class_token", "cls"),
         _token("position_embedding", "Transformer/posembed_input/pos_embedding"),
-        rearranged(
-            "patch_embedding.linear.weight",
-            "embedding/kernel",
-            "height width channels dim -> dim (height width channels)",
-            {"height": height, "width": width},
-        ),
-        same("patch_embedding.linear.bias", "embedding/bias"),
+        *linen.patch_embedding("patch_embedding", "embedding", pair(config.patch_size)),
         *stack("blocks", [f"Transformer/encoderblock_{index}/" for index in range(config.depth)], block),
-        *_flax_norm("norm", "Transformer/encoder_norm"),
-        *_dense("pre_logits", "pre_logits"),
-        *_dense("head", "head"),
+        *linen.layer_norm("norm", "Transformer/encoder_norm"),
+        *linen.dense("pre_logits", "pre_logits"),
+        *linen.dense("head", "head"),
     ]
 
 
@@ -126,17 +96,6 @@ _QKV = {"three": 3}
 
 def _token(ours: str, theirs: str) -> Rule:
     return rearranged(ours, theirs, _TOKEN, {"one": 1})
-
-
-def _dense(ours: str, theirs: str) -> list[Rule | Constant]:
-    return [
-        rearranged(f"{ours}.weight", f"{theirs}/kernel", "dim out -> out dim"),
-        same(f"{ours}.bias", f"{theirs}/bias"),
-    ]
-
-
-def _flax_norm(ours: str, theirs: str) -> list[Rule | Constant]:
-    return [same(f"{ours}.weight", f"{theirs}/scale"), same(f"{ours}.bias", f"{theirs}/bias")]
 
 
 NAMES = {"timm": _timm, "official": _official, "hf": _hf, "flax": _flax}

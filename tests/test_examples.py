@@ -1,0 +1,23 @@
+"""Every example runs as its text says, and is under 100 lines."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+PRINTS = {
+    "prototyping": ("'tokens dim'", "step 59"),
+    "properties": ("60 random configurations",),
+    "training_loop": ("epoch 20  test accuracy 0.9",),
+}
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < 100
+    run = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=600, check=False)
+    assert run.returncode == 0, run.stderr
+    for text in PRINTS[path.stem]:
+        assert text in run.stdout

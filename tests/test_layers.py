@@ -1,0 +1,204 @@
+"""The layers where they promise more than the golden files show."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eqx_vit.layers import (
+    BATCH_AXIS,
+    MLP,
+    Attention,
+    BatchNorm,
+    Conv,
+    Dropout,
+    DropPath,
+    Linear,
+    Stack,
+    attend,
+    from_windows,
+    patchify,
+    relative_position_index,
+    to_windows,
+)
+
+
+class Doubling(eqx.nn.StatefulLayer):
+    """A block with BatchNorm: what a stack of stateful blocks is tested with."""
+
+    norm: BatchNorm
+    linear: Linear
+
+    def __init__(self, key: Any) -> None:
+        self.norm = BatchNorm(4)
+        self.linear = Linear(4, 4, key=key)
+
+    def __call__(self, x: Any, state: Any, scale: Any, *, key: Any = None) -> Any:
+        x, state = self.norm(x + self.linear(x) * scale, state)
+        return x, state
+
+
+def test_stack_equals_the_loop_over_its_blocks() -> None:
+    stack = Stack.build(lambda key: MLP(6, 9, key=key), 4, key=jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (5, 6))
+    expected = x
+    for block in stack:
+        expected = block(expected)
+    unrolled, remat = Stack(stack.block, 4, unroll=True), Stack(stack.block, 4, remat=True)
+    variants = [stack, unrolled, remat, Stack.from_blocks([*stack])]
+    for variant in variants:
+        np.testing.assert_allclose(variant(x), expected, rtol=1e-6, atol=1e-7)
+        gradient = jax.grad(lambda x, variant=variant: jnp.sum(variant(x) ** 2))(x)
+        np.testing.assert_allclose(gradient, jax.grad(lambda x: jnp.sum(stack(x) ** 2))(x), rtol=1e-5, atol=1e-7)
+
+
+def test_stack_is_a_sequence() -> None:
+    stack = Stack.build(lambda key: Linear(3, 3, key=key), 3, key=jax.random.key(0))
+    assert len(stack) == len(list(stack)) == 3
+    np.testing.assert_array_equal(stack[-1].weight, stack.block.weight[2])
+    with pytest.raises(IndexError):
+        stack[3]
+    with pytest.raises(ValueError, match="block 1 differs from block 0"):
+        Stack.from_blocks([Linear(3, 3, key=jax.random.key(0)), Linear(3, 4, key=jax.random.key(0))])
+    with pytest.raises(ValueError, match="given none"):
+        Stack.from_blocks([])
+
+
+def test_a_stack_may_be_empty() -> None:
+    stack = Stack.build(lambda key: MLP(6, 9, key=key), 0, key=jax.random.key(0))
+    x = jnp.ones((5, 6))
+    np.testing.assert_array_equal(stack(x), x)
+    assert list(stack) == []
+
+
+def test_stack_compiles_once_when_called_eagerly() -> None:
+    traces = []
+
+    class Counting(eqx.Module):
+        weight: jax.Array
+
+        def __call__(self, x: Any, *, key: Any = None) -> Any:
+            traces.append(x)
+            return x * self.weight
+
+    stack = Stack.build(lambda key: Counting(jax.random.normal(key)), 3, key=jax.random.key(0))
+    for _ in range(3):
+        stack(jnp.ones(()))
+    assert len(traces) == 1
+
+
+def test_stack_threads_state_through_its_blocks() -> None:
+    stack, state = eqx.nn.make_with_state(Stack.build)(Doubling, 3, key=jax.random.key(0))
+    images = jax.random.normal(jax.random.key(1), (7, 2, 4))
+    scales = jnp.array([1.0, 0.5, 2.0])
+
+    def batched(call: Any) -> Any:
+        return jax.vmap(call, in_axes=(0, None), out_axes=(0, None), axis_name=BATCH_AXIS)
+
+    scanned, after = batched(lambda x, state: stack.with_state(x, state, scanned=(scales,)))(images, state)
+    expected, statistics = images, []
+    for index, block in enumerate(stack):
+        call = batched(lambda x, state, block=block, index=index: block(x, state, scales[index]))
+        expected, block_state = call(expected, stack.state_at(state, index))
+        statistics.append(block_state.get(block.norm.statistics))
+    np.testing.assert_allclose(scanned, expected, rtol=1e-5, atol=1e-6)
+    for index in range(3):
+        found = stack.state_at(after, index).get(stack[index].norm.statistics)
+        np.testing.assert_allclose(found, statistics[index], rtol=1e-5, atol=1e-6)
+
+
+def test_batch_norm_is_pytorch_s() -> None:
+    norm, state = eqx.nn.make_with_state(BatchNorm)(3)
+    images = 2 + 3 * jax.random.normal(jax.random.key(0), (4, 5, 3))
+    call = jax.vmap(norm, in_axes=(0, None), out_axes=(0, None), axis_name=BATCH_AXIS)
+    normal, after = call(images, state)
+    flat = np.asarray(images).reshape(-1, 3)
+    expected = (flat - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5)
+    np.testing.assert_allclose(normal.reshape(-1, 3), expected, atol=1e-5)
+    mean, variance = after.get(norm.statistics)
+    np.testing.assert_allclose(mean, 0.1 * flat.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(variance, 0.9 + 0.1 * flat.var(0, ddof=1), rtol=1e-5)
+    frozen, unchanged = eqx.nn.inference_mode(norm)(images[0], after)
+    expected = (images[0] - jnp.broadcast_to(mean, (5, 3))) / jnp.sqrt(jnp.broadcast_to(variance, (5, 3)) + 1e-5)
+    np.testing.assert_allclose(frozen, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(unchanged.get(norm.statistics), (mean, variance))
+
+
+def test_batch_norm_keeps_float32_statistics_in_bfloat16() -> None:
+    norm, state = eqx.nn.make_with_state(BatchNorm)(3)
+    norm = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16) if eqx.is_inexact_array(leaf) else leaf, norm)
+    images = (100 + jax.random.normal(jax.random.key(0), (64, 3))).astype(jnp.bfloat16)
+    call = jax.vmap(norm, in_axes=(0, None), out_axes=(0, None), axis_name=BATCH_AXIS)
+    normal, after = call(images, state)
+    assert normal.dtype == jnp.bfloat16
+    mean, _ = after.get(norm.statistics)
+    assert mean.dtype == jnp.float32
+    np.testing.assert_allclose(mean, 0.1 * np.asarray(images, np.float32).mean(0), rtol=1e-5)
+
+
+def test_dropout_keeps_the_mean() -> None:
+    x = jnp.ones(20_000)
+    dropped = Dropout(0.25)(x, key=jax.random.key(0))
+    assert set(np.unique(dropped)) == {np.float32(0), np.float32(1 / 0.75)}
+    assert np.isclose(np.mean(dropped), 1, atol=0.02)
+    np.testing.assert_array_equal(eqx.nn.inference_mode(Dropout(0.25))(x), x)
+    with pytest.raises(ValueError, match=r"Dropout with rate 0\.25 is in training mode and got no key"):
+        Dropout(0.25)(x)
+
+
+def test_drop_path_drops_whole_branches() -> None:
+    keys = jax.random.split(jax.random.key(0), 10_000)
+    dropped = jax.vmap(lambda key: DropPath(0.5)(jnp.ones(2), 0.5, key=key))(keys)
+    assert np.isclose(np.mean(dropped), 1, atol=0.02)
+    assert np.isclose(np.mean(dropped == 0), 0.25, atol=0.02)
+    np.testing.assert_array_equal(dropped[:, 0], dropped[:, 1])
+
+
+def test_attend_against_the_formula() -> None:
+    shapes = [(3, 2, 4), (5, 2, 4), (5, 2, 6)]
+    query, key, value = (jax.random.normal(jax.random.key(index), shape) for index, shape in enumerate(shapes))
+    bias = jax.random.normal(jax.random.key(9), (2, 3, 5))
+    mask = jnp.broadcast_to(jnp.array([[[True, True, False, True, False]]]), (1, 3, 5))
+    found = attend(query, key, value, bias=bias, mask=mask)
+    scores = np.einsum("qhd,khd->hqk", query, key) / 2 + bias
+    weights = np.where(mask, np.exp(scores - scores.max()), 0)
+    weights /= weights.sum(-1, keepdims=True)
+    np.testing.assert_allclose(found, np.einsum("hqk,khd->qhd", weights, value), rtol=1e-5, atol=1e-6)
+
+
+def test_attention_says_by_axis_name_what_is_wrong() -> None:
+    attention = Attention(8, 2, key=jax.random.key(0))
+    with pytest.raises(Exception, match=r"Float\[Array, 'tokens dim'\]"):
+        attention(jnp.ones((2, 3, 8)))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_conv_against_the_sum_over_its_window(groups: int, stride: int) -> None:
+    conv = Conv(4, 8, (3, 2), stride=stride, padding=((1, 1), (0, 1)), groups=groups, key=jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (6, 5, 4))
+    padded = np.pad(x, ((1, 1), (0, 1), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 2), axis=(0, 1))[::stride, ::stride]
+    grouped = windows.reshape(*windows.shape[:2], groups, 4 // groups, 3, 2)
+    weight = np.asarray(conv.weight).reshape(groups, 8 // groups, 4 // groups, 3, 2)
+    expected = np.einsum("xygihw,goihw->xygo", grouped, weight).reshape(*windows.shape[:2], 8) + np.asarray(conv.bias)
+    np.testing.assert_allclose(conv(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_windows_and_patches_come_back() -> None:
+    x = jax.random.normal(jax.random.key(0), (6, 8, 3))
+    windows = to_windows(x, (2, 4))
+    assert windows.shape == (6, 8, 3)
+    np.testing.assert_array_equal(windows[1].reshape(2, 4, 3), x[:2, 4:])
+    np.testing.assert_array_equal(from_windows(windows, (2, 4), (6, 8)), x)
+    np.testing.assert_array_equal(patchify(x, (2, 4))[0, 1], x[:2, 4:].reshape(-1))
+
+
+def test_relative_positions_count_from_the_upper_left_corner() -> None:
+    index = relative_position_index(2, 3)
+    assert index[0, 0] == 7  # offset (0, 0) is the middle of a 3 x 5 table
+    assert index[5, 0] == 14  # one row down, two columns right: the last
+    assert index[0, 5] == 0
