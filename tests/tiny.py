@@ -13,6 +13,7 @@ from eqx_vit import (
     ParallelViTHMLPConfig,
     PatchMergerViTConfig,
     PiTConfig,
+    ScalableViTConfig,
     SimpleViTConfig,
     SmallDatasetViTConfig,
     TwinsSVTConfig,
@@ -72,6 +73,16 @@ TINY: dict[str, Any] = {
     "parallel_vit": ParallelViTConfig(image_size=16, patch_size=8, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24),
     "parallel_vit_hmlp": ParallelViTHMLPConfig(
         image_size=32, patch_size=16, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24, layer_scale=1e-4
+    ),
+    "scalable_vit": ScalableViTConfig(
+        num_classes=5,
+        dim=8,
+        depth=(2, 3),
+        heads=(1, 2),
+        ssa_dim_key=(10, 8),
+        reduction_factor=(2, 1),
+        window_size=(4, None),
+        head_dim=16,
     ),
 }
 

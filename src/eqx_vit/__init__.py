@@ -37,6 +37,8 @@ from eqx_vit.models.patch_merger import PatchMergerViT as PatchMergerViT
 from eqx_vit.models.patch_merger import PatchMergerViTConfig as PatchMergerViTConfig
 from eqx_vit.models.pit import PiT as PiT
 from eqx_vit.models.pit import PiTConfig as PiTConfig
+from eqx_vit.models.scalable_vit import ScalableViT as ScalableViT
+from eqx_vit.models.scalable_vit import ScalableViTConfig as ScalableViTConfig
 from eqx_vit.models.simple_vit import SimpleViT as SimpleViT
 from eqx_vit.models.simple_vit import SimpleViTConfig as SimpleViTConfig
 from eqx_vit.models.twins_svt import TwinsSVT as TwinsSVT

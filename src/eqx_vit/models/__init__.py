@@ -12,6 +12,7 @@ from eqx_vit.models import (
     parallel_vit,
     patch_merger,
     pit,
+    scalable_vit,
     simple_vit,
     twins_svt,
     vit,
@@ -59,5 +60,7 @@ MODELS: dict[str, Architecture] = {
         parallel_vit.ParallelViTHMLPConfig,
         parallel_vit.HMLP_PRESETS,
         parallel_vit.HMLP_WEIGHTS,
+    "scalable_vit": Architecture(
+        scalable_vit.ScalableViT, scalable_vit.ScalableViTConfig, scalable_vit.PRESETS, scalable_vit.WEIGHTS
     ),
 }

@@ -12,6 +12,7 @@ from eqx_vit.models.nest import NesTConfig
 from eqx_vit.models.parallel_vit import ParallelViTConfig, ParallelViTHMLPConfig
 from eqx_vit.models.patch_merger import PatchMergerViTConfig
 from eqx_vit.models.pit import PiTConfig
+from eqx_vit.models.scalable_vit import ScalableViTConfig
 from eqx_vit.models.simple_vit import SimpleViTConfig
 from eqx_vit.models.twins_svt import TwinsSVTConfig
 from eqx_vit.models.vit import ViTConfig
@@ -26,6 +27,7 @@ from eqx_vit.weights import (
     parallel_vit,
     patch_merger,
     pit,
+    scalable_vit,
     simple_vit,
     twins_svt,
     vit,
@@ -50,6 +52,7 @@ NAMES: Mapping[Any, Mapping[str, NameMap]] = {
     NesTConfig: nest.NAMES,
     ParallelViTConfig: parallel_vit.NAMES,
     ParallelViTHMLPConfig: parallel_vit.HMLP_NAMES,
+    ScalableViTConfig: scalable_vit.NAMES,
 }
 
 
