@@ -16,6 +16,7 @@ from eqx_vit import (
     ScalableViTConfig,
     SimpleViTConfig,
     SmallDatasetViTConfig,
+    T2TViTConfig,
     TwinsSVTConfig,
     ViTConfig,
 )
@@ -83,6 +84,9 @@ TINY: dict[str, Any] = {
         reduction_factor=(2, 1),
         window_size=(4, None),
         head_dim=16,
+    ),
+    "t2t": T2TViTConfig(
+        image_size=32, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24, token_dim=8, token_dropout=0.0
     ),
 }
 

@@ -41,6 +41,8 @@ from eqx_vit.models.scalable_vit import ScalableViT as ScalableViT
 from eqx_vit.models.scalable_vit import ScalableViTConfig as ScalableViTConfig
 from eqx_vit.models.simple_vit import SimpleViT as SimpleViT
 from eqx_vit.models.simple_vit import SimpleViTConfig as SimpleViTConfig
+from eqx_vit.models.t2t import T2TViT as T2TViT
+from eqx_vit.models.t2t import T2TViTConfig as T2TViTConfig
 from eqx_vit.models.twins_svt import TwinsSVT as TwinsSVT
 from eqx_vit.models.twins_svt import TwinsSVTConfig as TwinsSVTConfig
 from eqx_vit.models.vit import ViT as ViT

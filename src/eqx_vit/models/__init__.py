@@ -14,6 +14,7 @@ from eqx_vit.models import (
     pit,
     scalable_vit,
     simple_vit,
+    t2t,
     twins_svt,
     vit,
     vit_small_datasets,
@@ -63,4 +64,5 @@ MODELS: dict[str, Architecture] = {
     "scalable_vit": Architecture(
         scalable_vit.ScalableViT, scalable_vit.ScalableViTConfig, scalable_vit.PRESETS, scalable_vit.WEIGHTS
     ),
+    "t2t": Architecture(t2t.T2TViT, t2t.T2TViTConfig, t2t.PRESETS, t2t.WEIGHTS),
 }

@@ -14,6 +14,7 @@ from eqx_vit.models.patch_merger import PatchMergerViTConfig
 from eqx_vit.models.pit import PiTConfig
 from eqx_vit.models.scalable_vit import ScalableViTConfig
 from eqx_vit.models.simple_vit import SimpleViTConfig
+from eqx_vit.models.t2t import T2TViTConfig
 from eqx_vit.models.twins_svt import TwinsSVTConfig
 from eqx_vit.models.vit import ViTConfig
 from eqx_vit.models.vit_small_datasets import SmallDatasetViTConfig
@@ -29,6 +30,7 @@ from eqx_vit.weights import (
     pit,
     scalable_vit,
     simple_vit,
+    t2t,
     twins_svt,
     vit,
     vit_small_datasets,
@@ -53,6 +55,7 @@ NAMES: Mapping[Any, Mapping[str, NameMap]] = {
     ParallelViTConfig: parallel_vit.NAMES,
     ParallelViTHMLPConfig: parallel_vit.HMLP_NAMES,
     ScalableViTConfig: scalable_vit.NAMES,
+    T2TViTConfig: t2t.NAMES,
 }
 
 
