@@ -14,6 +14,8 @@ from equinox.nn import inference_mode as inference_mode
 from eqx_vit.create import create as create
 from eqx_vit.create import list_models as list_models
 from eqx_vit.models import MODELS as MODELS
+from eqx_vit.models.crossformer import CrossFormer as CrossFormer
+from eqx_vit.models.crossformer import CrossFormerConfig as CrossFormerConfig
 from eqx_vit.models.levit import LeViT as LeViT
 from eqx_vit.models.levit import LeViTConfig as LeViTConfig
 from eqx_vit.models.vit import ViT as ViT

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from eqx_vit.models import levit, vit
+from eqx_vit.models import crossformer, levit, vit
 from eqx_vit.models.source import Source
 
 
@@ -18,4 +18,7 @@ class Architecture(NamedTuple):
 MODELS: dict[str, Architecture] = {
     "vit": Architecture(vit.ViT, vit.ViTConfig, vit.PRESETS, vit.WEIGHTS),
     "levit": Architecture(levit.LeViT, levit.LeViTConfig, levit.PRESETS, levit.WEIGHTS),
+    "crossformer": Architecture(
+        crossformer.CrossFormer, crossformer.CrossFormerConfig, crossformer.PRESETS, crossformer.WEIGHTS
+    ),
 }

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from eqx_vit.models.crossformer import CrossFormerConfig
 from eqx_vit.models.levit import LeViTConfig
 from eqx_vit.models.vit import ViTConfig
-from eqx_vit.weights import levit, vit
+from eqx_vit.weights import crossformer, levit, vit
 from eqx_vit.weights.rules import Constant, Rule
 
 NameMap = Callable[[Any], list[Rule | Constant]]
@@ -13,6 +14,7 @@ NameMap = Callable[[Any], list[Rule | Constant]]
 NAMES: Mapping[Any, Mapping[str, NameMap]] = {
     ViTConfig: vit.NAMES,
     LeViTConfig: levit.NAMES,
+    CrossFormerConfig: crossformer.NAMES,
 }
 
 
