@@ -4,6 +4,7 @@ from typing import Any
 
 from eqx_vit import (
     CaiTConfig,
+    CrossFormerConfig,
     CrossViTConfig,
     CvTConfig,
     DeepViTConfig,
@@ -87,6 +88,16 @@ TINY: dict[str, Any] = {
     ),
     "t2t": T2TViTConfig(
         image_size=32, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24, token_dim=8, token_dropout=0.0
+    ),
+    "crossformer": CrossFormerConfig(
+        num_classes=5,
+        dim=(64, 128),
+        depth=(3, 2),
+        global_window_size=(2, 1),
+        local_window_size=2,
+        mlp_ratio=0.5,
+        cross_embed_kernel_sizes=((2, 4), (2, 4)),
+        cross_embed_strides=2,
     ),
 }
 

@@ -20,6 +20,8 @@ from eqx_vit.models.cait import CaiT as CaiT
 from eqx_vit.models.cait import CaiTConfig as CaiTConfig
 from eqx_vit.models.cross_vit import CrossViT as CrossViT
 from eqx_vit.models.cross_vit import CrossViTConfig as CrossViTConfig
+from eqx_vit.models.crossformer import CrossFormer as CrossFormer
+from eqx_vit.models.crossformer import CrossFormerConfig as CrossFormerConfig
 from eqx_vit.models.cvt import CvT as CvT
 from eqx_vit.models.cvt import CvTConfig as CvTConfig
 from eqx_vit.models.deepvit import DeepViT as DeepViT

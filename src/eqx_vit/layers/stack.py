@@ -47,7 +47,11 @@ class Stack(eqx.Module):
     def __len__(self) -> int:
         return self.depth
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int | slice) -> Any:
+        """A block, or for a slice the stack of several."""
+        if isinstance(index, slice):
+            depth = len(range(self.depth)[index])
+            return Stack(_slice(self.block, index), depth, self.unroll, self.remat)
         return _slice(self.block, range(self.depth)[index])
 
     def __iter__(self) -> Iterator[Any]:
@@ -111,5 +115,5 @@ def _scan(
     return jax.lax.scan(eqx.filter_checkpoint(step) if remat else step, x, per_block, length=depth, unroll=unroll)
 
 
-def _slice(tree: PyTree, index: int) -> PyTree:
+def _slice(tree: PyTree, index: int | slice) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[index] if eqx.is_array(leaf) else leaf, tree)

@@ -19,6 +19,7 @@ from eqx_vit.models import (
     vit,
     vit_small_datasets,
 )
+from eqx_vit.models import crossformer, levit, vit
 from eqx_vit.models.source import Source
 
 
@@ -65,4 +66,7 @@ MODELS: dict[str, Architecture] = {
         scalable_vit.ScalableViT, scalable_vit.ScalableViTConfig, scalable_vit.PRESETS, scalable_vit.WEIGHTS
     ),
     "t2t": Architecture(t2t.T2TViT, t2t.T2TViTConfig, t2t.PRESETS, t2t.WEIGHTS),
+    "crossformer": Architecture(
+        crossformer.CrossFormer, crossformer.CrossFormerConfig, crossformer.PRESETS, crossformer.WEIGHTS
+    ),
 }

@@ -59,7 +59,7 @@ def to_state_dict(model: eqx.Module, state: eqx.nn.State, target: str) -> dict[s
     result: dict[str, np.ndarray] = {}
     for rule in rules:
         result |= rule.save(np.asarray(leaves[rule.ours]))
-    return result | {item.name: item.value for item in constants}
+    return result | {item.name: item.value for item in constants if item.saved}
 
 
 def _leaves(model: eqx.Module, state: eqx.nn.State) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from eqx_vit.models.cait import CaiTConfig
 from eqx_vit.models.cross_vit import CrossViTConfig
+from eqx_vit.models.crossformer import CrossFormerConfig
 from eqx_vit.models.cvt import CvTConfig
 from eqx_vit.models.deepvit import DeepViTConfig
 from eqx_vit.models.levit import LeViTConfig
@@ -21,6 +22,7 @@ from eqx_vit.models.vit_small_datasets import SmallDatasetViTConfig
 from eqx_vit.weights import (
     cait,
     cross_vit,
+    crossformer,
     cvt,
     deepvit,
     levit,
@@ -56,6 +58,7 @@ NAMES: Mapping[Any, Mapping[str, NameMap]] = {
     ParallelViTHMLPConfig: parallel_vit.HMLP_NAMES,
     ScalableViTConfig: scalable_vit.NAMES,
     T2TViTConfig: t2t.NAMES,
+    CrossFormerConfig: crossformer.NAMES,
 }
 
 

@@ -67,10 +67,11 @@ class Rule:
 
 @dataclass(frozen=True)
 class Constant:
-    """A foreign array that the library computes itself: ignored when loading, written when saving."""
+    """A foreign array that the library computes itself: ignored when loading, written when saving (if `saved`)."""
 
     name: str
     value: Any
+    saved: bool = True
 
 
 def same(ours: str, theirs: str) -> Rule:
