@@ -21,45 +21,65 @@ class ViT(Module, eqx_vit.ViTConfig):
     """`eqx_vit.ViT` with `init` and `apply`."""
 
 
-class LeViT(Module, eqx_vit.LeViTConfig):
-    """`eqx_vit.LeViT` with `init` and `apply`."""
-
-
 class SimpleViT(Module, eqx_vit.SimpleViTConfig):
-    """`eqx_vit.SimpleViT` with `init` and `apply`; takes channels-first images too."""
+    """`eqx_vit.SimpleViT` with `init` and `apply`."""
 
 
 class CaiT(Module, eqx_vit.CaiTConfig):
     """`eqx_vit.CaiT` with `init` and `apply`."""
 
 
-class DeepViT(Module, eqx_vit.DeepViTConfig):
-    """`eqx_vit.DeepViT` with `init` and `apply`."""
-
-
-class TwinsSVT(Module, eqx_vit.TwinsSVTConfig):
-    """`eqx_vit.TwinsSVT` with `init` and `apply`."""
-
-
-class PatchMergerViT(Module, eqx_vit.PatchMergerViTConfig):
-    """`eqx_vit.PatchMergerViT` with `init` and `apply`."""
+class CrossFormer(Module, eqx_vit.CrossFormerConfig):
+    """`eqx_vit.CrossFormer` with `init` and `apply`."""
 
 
 class CrossViT(Module, eqx_vit.CrossViTConfig):
     """`eqx_vit.CrossViT` with `init` and `apply`."""
 
 
-class PiT(Module, eqx_vit.PiTConfig):
-    """`eqx_vit.PiT` with `init` and `apply`."""
-
-
 class CvT(Module, eqx_vit.CvTConfig):
     """`eqx_vit.CvT` with `init` and `apply`."""
 
 
-class SmallDatasetViT(Module, eqx_vit.SmallDatasetViTConfig):
-    """`eqx_vit.SmallDatasetViT` with `init` and `apply`."""
+class DeepViT(Module, eqx_vit.DeepViTConfig):
+    """`eqx_vit.DeepViT` with `init` and `apply`."""
+
+
+class LeViT(Module, eqx_vit.LeViTConfig):
+    """`eqx_vit.LeViT` with `init` and `apply`."""
 
 
 class NesT(Module, eqx_vit.NesTConfig):
     """`eqx_vit.NesT` with `init` and `apply`."""
+
+
+class ParallelViT(Module, eqx_vit.ParallelViTConfig):
+    """`eqx_vit.ParallelViT` with `init` and `apply`."""
+
+
+class ParallelViTHMLP(Module, eqx_vit.ParallelViTHMLPConfig):
+    """`eqx_vit.ParallelViTHMLP` with `init` and `apply`."""
+
+
+class PatchMergerViT(Module, eqx_vit.PatchMergerViTConfig):
+    """`eqx_vit.PatchMergerViT` with `init` and `apply`."""
+
+
+class PiT(Module, eqx_vit.PiTConfig):
+    """`eqx_vit.PiT` with `init` and `apply`."""
+
+
+class ScalableViT(Module, eqx_vit.ScalableViTConfig):
+    """`eqx_vit.ScalableViT` with `init` and `apply`."""
+
+
+class T2TViT(Module, eqx_vit.T2TViTConfig):
+    """`eqx_vit.T2TViT` with `init` and `apply`."""
+
+
+class TwinsSVT(Module, eqx_vit.TwinsSVTConfig):
+    """`eqx_vit.TwinsSVT` with `init` and `apply`."""
+
+
+class SmallDatasetViT(Module, eqx_vit.SmallDatasetViTConfig):
+    """`eqx_vit.SmallDatasetViT` with `init` and `apply`."""

@@ -43,22 +43,22 @@ NameMap = Callable[[Any], list[Rule | Constant]]
 
 NAMES: Mapping[Any, Mapping[str, NameMap]] = {
     ViTConfig: vit.NAMES,
-    LeViTConfig: levit.NAMES,
     SimpleViTConfig: simple_vit.NAMES,
     CaiTConfig: cait.NAMES,
-    DeepViTConfig: deepvit.NAMES,
-    TwinsSVTConfig: twins_svt.NAMES,
-    PatchMergerViTConfig: patch_merger.NAMES,
+    CrossFormerConfig: crossformer.NAMES,
     CrossViTConfig: cross_vit.NAMES,
-    PiTConfig: pit.NAMES,
-    SmallDatasetViTConfig: vit_small_datasets.NAMES,
     CvTConfig: cvt.NAMES,
+    DeepViTConfig: deepvit.NAMES,
+    LeViTConfig: levit.NAMES,
     NesTConfig: nest.NAMES,
     ParallelViTConfig: parallel_vit.NAMES,
     ParallelViTHMLPConfig: parallel_vit.HMLP_NAMES,
+    PatchMergerViTConfig: patch_merger.NAMES,
+    PiTConfig: pit.NAMES,
     ScalableViTConfig: scalable_vit.NAMES,
     T2TViTConfig: t2t.NAMES,
-    CrossFormerConfig: crossformer.NAMES,
+    TwinsSVTConfig: twins_svt.NAMES,
+    SmallDatasetViTConfig: vit_small_datasets.NAMES,
 }
 
 
