@@ -2,7 +2,20 @@
 
 from typing import Any
 
-from eqx_vit import CaiTConfig, LeViTConfig, NesTConfig, PiTConfig, SimpleViTConfig, ViTConfig
+from eqx_vit import (
+    CaiTConfig,
+    CrossViTConfig,
+    CvTConfig,
+    DeepViTConfig,
+    LeViTConfig,
+    NesTConfig,
+    PatchMergerViTConfig,
+    PiTConfig,
+    SimpleViTConfig,
+    SmallDatasetViTConfig,
+    TwinsSVTConfig,
+    ViTConfig,
+)
 from eqx_vit.testing import image_size_of
 
 TINY: dict[str, Any] = {
@@ -10,7 +23,47 @@ TINY: dict[str, Any] = {
     "levit": LeViTConfig(image_size=64, num_classes=5, stages=2, dim=16, depth=2, heads=2, dim_key=4, dim_value=8),
     "simple_vit": SimpleViTConfig(image_size=16, patch_size=8, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24),
     "cait": CaiTConfig(image_size=16, patch_size=8, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24),
+    "deepvit": DeepViTConfig(
+        image_size=16,
+        patch_size=8,
+        num_classes=5,
+        dim=16,
+        depth=2,
+        heads=2,
+        mlp_dim=24,
+        re_attention_depth=1,
+        convolutional_stem=True,
+    ),
+    "twins_svt": TwinsSVTConfig(
+        num_classes=5,
+        **{f"s{stage}_emb_dim": 8 for stage in (1, 2, 3, 4)},
+        **{f"s{stage}_local_patch_size": 2 for stage in (1, 2, 3, 4)},
+        s3_depth=2,
+        s4_depth=3,
+    ),
+    "patch_merger": PatchMergerViTConfig(
+        image_size=16, patch_size=8, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24, patch_merge_num_tokens=3
+    ),
+    "cross_vit": CrossViTConfig(
+        image_size=24,
+        image_scale=(1.0, 2 / 3),
+        num_classes=5,
+        sm_dim=8,
+        lg_dim=16,
+        depth=2,
+        sm_patch_size=6,
+        sm_enc_heads=2,
+        sm_enc_mlp_dim=16,
+        lg_patch_size=8,
+        lg_enc_depth=2,
+        lg_enc_heads=2,
+        lg_enc_mlp_dim=24,
+    ),
     "pit": PiTConfig(image_size=24, patch_size=8, num_classes=5, dim=8, depth=(1, 2), heads=(2, 4), distillation=True),
+    "vit_small_datasets": SmallDatasetViTConfig(
+        image_size=16, patch_size=8, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24
+    ),
+    "cvt": CvTConfig(num_classes=5, s1_emb_dim=8, s2_emb_dim=12, s2_depth=1, s3_emb_dim=16, s3_heads=2, s3_depth=2),
     "nest": NesTConfig(
         image_size=16, patch_size=4, num_classes=5, dim=8, heads=2, num_hierarchies=2, block_repeats=(1, 2)
     ),

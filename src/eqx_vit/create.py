@@ -3,12 +3,22 @@
 import dataclasses
 import difflib
 import fnmatch
+import json
+import os
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
 
+from eqx_vit.files import read_arrays, write_arrays
 from eqx_vit.models import MODELS
+from eqx_vit.paths import named_leaves, named_statistics, with_named_leaves, with_named_statistics
 from eqx_vit.surface import architecture, build
+
+FORMAT = "eqx_vit model 1"
 
 
 def create(config: Any, *, key: Any, **changes: Any) -> tuple[eqx.Module, eqx.nn.State]:
@@ -41,18 +51,108 @@ def changed(config: Any, changes: dict[str, Any]) -> Any:
 
     **Raises:** `ValueError` for a field that it does not have, with those that it has.
     """
-    architecture(config)
-    names = [field.name for field in dataclasses.fields(config)]
-    unknown = [name for name in changes if name not in names]
+    check_field_names(architecture(config).config, list(changes))
+    return dataclasses.replace(config, **changes)
+
+
+def check_field_names(config_class: Any, given: list[str]) -> None:
+    """Raise `ValueError` for the first name that is no field of the config, with the fields that there are."""
+    names = [field.name for field in dataclasses.fields(config_class)]
+    unknown = [name for name in given if name not in names]
     if unknown:
         near = difflib.get_close_matches(unknown[0], names, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(
-            f"{type(config).__name__} has no field {unknown[0]!r}: {hint}its fields are {', '.join(names)}"
-        )
-    return dataclasses.replace(config, **changes)
+        raise ValueError(f"{config_class.__name__} has no field {unknown[0]!r}: {hint}it has {', '.join(names)}")
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """The names of the presets that match a shell pattern such as `"cait*"`."""
     return [name for row in MODELS.values() for name in row.presets if fnmatch.fnmatchcase(name, pattern)]
+
+
+def save(path: str | os.PathLike[str], model: Any, state: Any) -> None:
+    """Write a model and its state as one safetensors file, which `load` reads back without anything else.
+
+    The arrays have the names of `eqx_vit.paths` and keep their dtypes; BatchNorm's statistics and the config are
+    inside. The file appears whole or not at all.
+
+    **Arguments:** `model, state` as `create` returned them or training left them.
+
+    **Raises:** `ValueError` for a model that is not of this library, `ImportError` where safetensors is missing.
+    """
+    arrays = named_leaves(model) | named_statistics(model, state)
+    write_arrays(Path(path), arrays, {"format": FORMAT, "model": json.dumps(config_to_json(model.config))})
+
+
+def load(path: str | os.PathLike[str]) -> tuple[Any, eqx.nn.State]:
+    """The model, in training mode, and the state that `save` wrote; each array in the dtype that it was saved in.
+
+    **Raises:** `ValueError` for a damaged file, one that `save` did not write, and arrays that do not fit the config
+    (with every missing, unexpected or mis-shaped name); `FileNotFoundError`; `ImportError` without safetensors.
+    """
+    arrays, metadata = read_arrays(Path(path))
+    if metadata.get("format") != FORMAT or "model" not in metadata:
+        raise ValueError(
+            f"{path} was not written by eqx_vit.save: released weights load with eqx_vit.weights.load_state_dict"
+        )
+    try:
+        config = config_from_json(json.loads(metadata["model"]))
+    except ValueError as error:
+        raise ValueError(f"the config inside {path} is not understood: {error}") from error
+    model, state = eqx.filter_eval_shape(build, config, jax.random.key(0))
+    wanted = named_leaves(model) | named_statistics(model, state)
+    problems = _misfits(wanted, arrays)
+    if problems:
+        raise ValueError(f"{path} does not fit its own config: " + "; ".join(problems))
+    loaded = {name: jnp.asarray(array) for name, array in arrays.items()}
+    own = set(named_leaves(model))
+    model = with_named_leaves(model, {name: array for name, array in loaded.items() if name in own})
+    statistics = {name: array for name, array in loaded.items() if name not in own}
+    return model, with_named_statistics(model, state, statistics)
+
+
+def config_to_json(config: Any) -> dict[str, Any]:
+    """A config as plain data: the name of its architecture and its fields.
+
+    **Raises:** `ValueError` for an object that is no config of this library.
+    """
+    row = architecture(config)
+    name = next(name for name, other in MODELS.items() if other is row)
+    return {"architecture": name, "config": dataclasses.asdict(config)}
+
+
+def config_from_json(plain: Any) -> Any:
+    """The config that `config_to_json` wrote.
+
+    **Raises:** `ValueError` for an unknown architecture, field or value.
+    """
+    if not (isinstance(plain, dict) and {"architecture", "config"} <= set(plain) and isinstance(plain["config"], dict)):
+        raise ValueError('expected {"architecture": ..., "config": {...}}')
+    if plain["architecture"] not in MODELS:
+        raise ValueError(f"there is no architecture {plain['architecture']!r}: use one of {', '.join(MODELS)}")
+    return config_of(plain["architecture"], plain["config"])
+
+
+def config_of(architecture_name: str, fields: dict[str, Any]) -> Any:
+    """The config of an architecture with some fields given, the others at their defaults.
+
+    **Raises:** `ValueError` for unknown fields, missing ones and wrong values.
+    """
+    config_class = MODELS[architecture_name].config
+    check_field_names(config_class, list(fields))
+    required = [field.name for field in dataclasses.fields(config_class) if field.default is dataclasses.MISSING]
+    missing = [name for name in required if name not in fields]
+    if missing:
+        raise ValueError(f"{config_class.__name__} needs {', '.join(missing)}")
+    return config_class(**fields)
+
+
+def _misfits(wanted: dict[str, Any], given: dict[str, np.ndarray]) -> list[str]:
+    problems = [f"missing {name}" for name in wanted if name not in given]
+    problems += [f"unexpected {name}" for name in given if name not in wanted]
+    for name, array in given.items():
+        if name in wanted and array.shape != wanted[name].shape:
+            problems.append(f"{name} has shape {array.shape}, not {wanted[name].shape}")
+        elif name in wanted and not jnp.issubdtype(array.dtype, jnp.floating):
+            problems.append(f"{name} has dtype {array.dtype}, which is no floating-point type")
+    return problems

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from eqx_vit.layers import BATCH_AXIS, Buffer, Conv, Linear
+from eqx_vit.layers import BATCH_AXIS, BatchNorm, Buffer, Conv, Linear
 from eqx_vit.models import MODELS, Architecture
 from eqx_vit.paths import (
     batch_norms,
@@ -172,11 +172,12 @@ class Transformed(NamedTuple):
     - `init(key) -> (params, state)`. `params` are the trainable arrays; `state` holds two collections, `batch_stats`
         (BatchNorm's running statistics) and `buffers` (arrays that load from checkpoints but are not trained), either
         of them possibly empty.
-    - `apply(params, state, key, images, *, train) -> (logits, state)`. `images` are (batch, height, width, channels);
-        `train=True` makes dropout live (it needs a key) and BatchNorm use and update the batch statistics.
+    - `apply(params, state, key, images, *, update_statistics=False) -> (logits, state)`. `images` are (batch, height,
+        width, channels). With a key dropout is live, with None it is not; `update_statistics=True` makes BatchNorm
+        normalise by the batch and update its running statistics.
     """
 
-    init: Callable[[PRNGKeyArray], tuple[dict[str, Any], dict[str, Any]]]
+    init: Callable[[Any], tuple[dict[str, Any], dict[str, Any]]]
     apply: Callable[..., tuple[Float[Array, "batch classes"], dict[str, Any]]]
 
 
@@ -193,6 +194,7 @@ def _init(config: Any, key: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return to_dicts(*build(config, key))
 
 
+@eqx.filter_jit  # called eagerly, as Flax users do, it would dispatch hundreds of operations one by one
 def _apply(
     config: Any,
     params: Mapping[str, Any],
@@ -200,12 +202,23 @@ def _apply(
     key: Any,
     images: Any,
     *,
-    train: bool,
+    update_statistics: bool = False,
 ) -> tuple[Float[Array, "batch classes"], dict[str, Any]]:
     model, model_state = from_dicts(config, params, state)
-    model = eqx.nn.inference_mode(model, not train)
+    model = set_live(model, dropout=key is not None, statistics=update_statistics)
     logits, after = forward(model, model_state, images, key)
     return logits, to_dicts(model, after)[1]
+
+
+def set_live(model: Model, *, dropout: bool, statistics: bool) -> Model:
+    """The model with dropout and drop-path, and BatchNorm's use of batch statistics, each switched on or off."""
+
+    def switch(node: Any) -> Any:
+        return eqx.nn.inference_mode(node, not statistics) if isinstance(node, BatchNorm) else node
+
+    return jax.tree.map(
+        switch, eqx.nn.inference_mode(model, not dropout), is_leaf=lambda node: isinstance(node, BatchNorm)
+    )
 
 
 def to_dicts(model: Model, state: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -224,7 +237,7 @@ def from_dicts(config: Any, params: Mapping[str, Any], state: Mapping[str, Any])
     wanted = to_dicts(model, model_state)
     collections = {"params": (wanted[0], params)}
     collections |= {name: (tree, state.get(name, {})) for name, tree in wanted[1].items()}
-    given = {name: _flat_checked(name, tree, found) for name, (tree, found) in collections.items()}
+    given = {name: flat_checked(name, tree, found) for name, (tree, found) in collections.items()}
     model = with_named_leaves(model, given["params"] | given["buffers"])
     return model, with_named_statistics(model, model_state, given["batch_stats"])
 
@@ -243,7 +256,11 @@ def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _flat_checked(collection: str, wanted: Mapping[str, Any], given: Any) -> dict[str, Any]:
+def flat_checked(collection: str, wanted: Mapping[str, Any], given: Any) -> dict[str, Any]:
+    """The given nested dict as a flat one.
+
+    **Raises:** `ValueError` with every path that is missing, unexpected or of another shape than in `wanted`.
+    """
     shapes, leaves = flat(wanted), flat(given)
     problems = [f"missing {collection}.{name} {leaf.shape}" for name, leaf in shapes.items() if name not in leaves]
     problems += [f"unexpected {collection}.{name}" for name in leaves if name not in shapes]

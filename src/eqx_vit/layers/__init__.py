@@ -22,10 +22,12 @@ from eqx_vit.layers.linear import Linear as Linear
 from eqx_vit.layers.mlp import MLP as MLP
 from eqx_vit.layers.mlp import gelu as gelu
 from eqx_vit.layers.mlp import gelu_tanh as gelu_tanh
+from eqx_vit.layers.mlp import quick_gelu as quick_gelu
 from eqx_vit.layers.norm import LayerNorm as LayerNorm
 from eqx_vit.layers.norm import LayerScale as LayerScale
 from eqx_vit.layers.patch import PatchEmbedding as PatchEmbedding
 from eqx_vit.layers.patch import patchify as patchify
+from eqx_vit.layers.peg import PEG as PEG
 from eqx_vit.layers.pool import max_pool as max_pool
 from eqx_vit.layers.posemb import resize_grid as resize_grid
 from eqx_vit.layers.posemb import resize_grid_corners as resize_grid_corners

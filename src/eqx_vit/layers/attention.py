@@ -76,10 +76,11 @@ class Attention(eqx.Module):
     qkv: Linear
     query_norm: LayerNorm | None
     key_norm: LayerNorm | None
-    projection: Linear
+    projection: Linear | eqx.nn.Identity
     attention_dropout: Dropout
     projection_dropout: Dropout
     heads: int = eqx.field(static=True)
+    scale: float | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -89,6 +90,8 @@ class Attention(eqx.Module):
         head_dim: int | None = None,
         qkv_bias: bool = True,
         qk_norm_eps: float | None = None,
+        scale: float | None = None,
+        project_out: bool = True,
         dropout: float = 0.0,
         attention_dropout: float | None = None,
         qkv_init: Initializer | None = truncated_normal(0.02),
@@ -98,8 +101,9 @@ class Attention(eqx.Module):
     ) -> None:
         """`head_dim` defaults to `dim // heads`; `qk_norm_eps` given means LayerNorm on queries and keys per head.
 
-        `dropout` acts on the output, and on the weights too unless `attention_dropout` is given. Initialisers as
-        `Linear` takes them.
+        `project_out=False` leaves out the linear map at the end and its dropout; it needs `heads * head_dim == dim`.
+        `scale` defaults to `head_dim ** -0.5`; `dropout` acts on the output and, unless `attention_dropout` says
+        otherwise, on the attention weights. Initialisers as `Linear` takes them.
         """
         qkv_key, projection_key = jax.random.split(key)
         size = dim // heads if head_dim is None else head_dim
@@ -108,12 +112,15 @@ class Attention(eqx.Module):
         )
         self.query_norm = None if qk_norm_eps is None else LayerNorm(size, qk_norm_eps)
         self.key_norm = None if qk_norm_eps is None else LayerNorm(size, qk_norm_eps)
-        self.projection = Linear(
-            heads * size, dim, weight_init=projection_init, bias_init=bias_init, key=projection_key
+        self.projection = (
+            Linear(heads * size, dim, weight_init=projection_init, bias_init=bias_init, key=projection_key)
+            if project_out
+            else eqx.nn.Identity()
         )
         self.attention_dropout = Dropout(dropout if attention_dropout is None else attention_dropout)
-        self.projection_dropout = Dropout(dropout)
+        self.projection_dropout = Dropout(dropout if project_out else 0.0)
         self.heads = heads
+        self.scale = scale
 
     def __call__(
         self, tokens: Float[Array, "tokens dim"], *, key: PRNGKeyArray | None = None
@@ -122,7 +129,7 @@ class Attention(eqx.Module):
         query, keys, value = split_heads(self.qkv(tokens), 3, self.heads)
         if self.query_norm is not None and self.key_norm is not None:
             query, keys = self.query_norm(query), self.key_norm(keys)
-        mixed = attend(query, keys, value, dropout=self.attention_dropout, dropout_key=attention_key)
+        mixed = attend(query, keys, value, scale=self.scale, dropout=self.attention_dropout, dropout_key=attention_key)
         return self.projection_dropout(self.projection(merge_heads(mixed)), key=projection_key)
 
 

@@ -44,6 +44,11 @@ def xavier_uniform(fan_in: int, fan_out: int) -> Initializer:
     return uniform(math.sqrt(6 / (fan_in + fan_out)))
 
 
+def xavier_normal(fan_in: int, fan_out: int) -> Initializer:
+    """Glorot and Bengio (2010), the normal form: variance 2 / (fan_in + fan_out)."""
+    return normal(math.sqrt(2 / (fan_in + fan_out)))
+
+
 def lecun_normal(fan_in: int) -> Initializer:
     """Flax's default: normal cut at two standard deviations, rescaled so that its variance is 1 / fan_in."""
     std = math.sqrt(1 / fan_in) / 0.87962566103423978  # the deviation of a unit normal cut at -2 and 2

@@ -24,6 +24,11 @@ def gelu_tanh(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jax.nn.gelu(x, approximate=True)
 
 
+def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """GELU by a sigmoid, `x * sigmoid(1.702 x)` (arXiv 1606.08415, section 2)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
 class MLP(eqx.Module):
     """Linear, activation, dropout, linear, dropout, over the last axis; initialisers as `Linear` takes them."""
 

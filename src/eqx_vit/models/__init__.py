@@ -2,7 +2,20 @@
 
 from typing import Any, NamedTuple
 
-from eqx_vit.models import cait, levit, nest, pit, simple_vit, vit
+from eqx_vit.models import (
+    cait,
+    cross_vit,
+    cvt,
+    deepvit,
+    levit,
+    nest,
+    patch_merger,
+    pit,
+    simple_vit,
+    twins_svt,
+    vit,
+    vit_small_datasets,
+)
 from eqx_vit.models.source import Source
 
 
@@ -22,6 +35,19 @@ MODELS: dict[str, Architecture] = {
         simple_vit.SimpleViT, simple_vit.SimpleViTConfig, simple_vit.PRESETS, simple_vit.WEIGHTS
     ),
     "cait": Architecture(cait.CaiT, cait.CaiTConfig, cait.PRESETS, cait.WEIGHTS),
+    "deepvit": Architecture(deepvit.DeepViT, deepvit.DeepViTConfig, deepvit.PRESETS, deepvit.WEIGHTS),
+    "twins_svt": Architecture(twins_svt.TwinsSVT, twins_svt.TwinsSVTConfig, twins_svt.PRESETS, twins_svt.WEIGHTS),
+    "patch_merger": Architecture(
+        patch_merger.PatchMergerViT, patch_merger.PatchMergerViTConfig, patch_merger.PRESETS, patch_merger.WEIGHTS
+    ),
+    "cross_vit": Architecture(cross_vit.CrossViT, cross_vit.CrossViTConfig, cross_vit.PRESETS, cross_vit.WEIGHTS),
     "pit": Architecture(pit.PiT, pit.PiTConfig, pit.PRESETS, pit.WEIGHTS),
+    "vit_small_datasets": Architecture(
+        vit_small_datasets.SmallDatasetViT,
+        vit_small_datasets.SmallDatasetViTConfig,
+        vit_small_datasets.PRESETS,
+        vit_small_datasets.WEIGHTS,
+    ),
+    "cvt": Architecture(cvt.CvT, cvt.CvTConfig, cvt.PRESETS, cvt.WEIGHTS),
     "nest": Architecture(nest.NesT, nest.NesTConfig, nest.PRESETS, nest.WEIGHTS),
 }

@@ -4,12 +4,31 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from eqx_vit.models.cait import CaiTConfig
+from eqx_vit.models.cross_vit import CrossViTConfig
+from eqx_vit.models.cvt import CvTConfig
+from eqx_vit.models.deepvit import DeepViTConfig
 from eqx_vit.models.levit import LeViTConfig
 from eqx_vit.models.nest import NesTConfig
+from eqx_vit.models.patch_merger import PatchMergerViTConfig
 from eqx_vit.models.pit import PiTConfig
 from eqx_vit.models.simple_vit import SimpleViTConfig
+from eqx_vit.models.twins_svt import TwinsSVTConfig
 from eqx_vit.models.vit import ViTConfig
-from eqx_vit.weights import cait, levit, nest, pit, simple_vit, vit
+from eqx_vit.models.vit_small_datasets import SmallDatasetViTConfig
+from eqx_vit.weights import (
+    cait,
+    cross_vit,
+    cvt,
+    deepvit,
+    levit,
+    nest,
+    patch_merger,
+    pit,
+    simple_vit,
+    twins_svt,
+    vit,
+    vit_small_datasets,
+)
 from eqx_vit.weights.rules import Constant, Rule
 
 NameMap = Callable[[Any], list[Rule | Constant]]
@@ -19,7 +38,13 @@ NAMES: Mapping[Any, Mapping[str, NameMap]] = {
     LeViTConfig: levit.NAMES,
     SimpleViTConfig: simple_vit.NAMES,
     CaiTConfig: cait.NAMES,
+    DeepViTConfig: deepvit.NAMES,
+    TwinsSVTConfig: twins_svt.NAMES,
+    PatchMergerViTConfig: patch_merger.NAMES,
+    CrossViTConfig: cross_vit.NAMES,
     PiTConfig: pit.NAMES,
+    SmallDatasetViTConfig: vit_small_datasets.NAMES,
+    CvTConfig: cvt.NAMES,
     NesTConfig: nest.NAMES,
 }
 

@@ -16,28 +16,30 @@ from einops import rearrange
 class Rule:
     """One array of ours, and the foreign arrays that it is made of.
 
-    `theirs` holds, for each block of a `Stack` (a single one where the array is not stacked), the names of its parts:
-    several where ours is a merger, and then the pattern's first axis on the left counts them, unless `joined` gives
-    their lengths along the last axis, on which they are then put end to end. `order` permutes the rows: row i of ours
-    is row `order[i]` of what the pattern gives.
+    `theirs` holds, for each block of the stacks that hold ours (a single one where there is none), the names of its
+    parts: several where ours is a merger, and then the pattern's first axis on the left counts them, unless `joined`
+    gives their lengths along the last axis, on which they are then put end to end. `depths` are the depths of those
+    stacks, the outermost first. `order` permutes the rows: row i of ours is row `order[i]` of what the pattern gives.
+    The last `spare` rows of theirs are read by nobody: dropped when loading, zeros when saving.
     """
 
     ours: str
     theirs: tuple[tuple[str, ...], ...]
-    stacked: bool = False
+    depths: tuple[int, ...] = ()
     pattern: str | None = None
     axes: Mapping[str, int] = field(default_factory=dict)
     joined: tuple[int, ...] = ()
     order: tuple[int, ...] | None = None
+    spare: int = 0
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """Ours from theirs."""
         blocks = [self._load_block([arrays[name] for name in names]) for names in self.theirs]
-        return np.stack(blocks) if self.stacked else blocks[0]
+        return np.stack(blocks).reshape(*self.depths, *blocks[0].shape)
 
     def save(self, array: np.ndarray) -> dict[str, np.ndarray]:
         """Theirs from ours."""
-        blocks = array if self.stacked else [array]
+        blocks = array.reshape(len(self.theirs), *array.shape[len(self.depths) :])
         return {
             name: part
             for names, block in zip(self.theirs, blocks, strict=True)
@@ -47,10 +49,14 @@ class Rule:
     def _load_block(self, parts: list[np.ndarray]) -> np.ndarray:
         array = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1) if self.joined else np.stack(parts)
         array = array if self.pattern is None else rearrange(array, self.pattern, **self.axes)
+        array = array[: len(array) - self.spare] if self.spare else array
         return array if self.order is None else array[np.asarray(self.order)]
 
     def _save_block(self, array: np.ndarray, parts: int) -> list[np.ndarray]:
         array = array if self.order is None else array[np.argsort(self.order)]
+        array = (
+            np.concatenate([array, np.zeros_like(array, shape=(self.spare, *array.shape[1:]))]) if self.spare else array
+        )
         if self.pattern is not None:
             left, right = self.pattern.split("->")
             array = rearrange(array, f"{right}->{left}", **self.axes)
@@ -78,13 +84,14 @@ def rearranged(
     pattern: str | None = None,
     axes: Mapping[str, int] | None = None,
     order: Sequence[int] | None = None,
+    spare: int = 0,
     joined: tuple[int, ...] = (),
 ) -> Rule:
     """An array laid out differently, or (several names) a merger: the pattern's first axis counts the parts, or they
     are `joined`, see `Rule`."""
     names = (theirs,) if isinstance(theirs, str) else tuple(theirs)
     rows = None if order is None else tuple(int(row) for row in order)
-    return Rule(ours=ours, theirs=(names,), pattern=pattern, axes=axes or {}, joined=joined, order=rows)
+    return Rule(ours=ours, theirs=(names,), pattern=pattern, axes=axes or {}, joined=joined, order=rows, spare=spare)
 
 
 def affine(ours: str, theirs: str) -> list[Rule | Constant]:
@@ -123,7 +130,8 @@ def stack(ours: str, prefixes: Sequence[str], rules: Iterable[Rule | Constant]) 
             result += each
         else:
             names = tuple(names for copy in each if isinstance(copy, Rule) for names in copy.theirs)
-            result.append(replace(rule, ours=f"{ours}.block.{rule.ours}", theirs=names, stacked=True))
+            depths = (len(prefixes), *rule.depths)
+            result.append(replace(rule, ours=f"{ours}.block.{rule.ours}", theirs=names, depths=depths))
     return result
 
 

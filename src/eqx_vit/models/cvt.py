@@ -1,0 +1,404 @@
+"""CvT, the Convolutional vision Transformer (arXiv 2103.15808).
+
+The idea: convolutions where a transformer has linear maps of patches. A strided convolution embeds the tokens of each
+stage, and a depthwise convolution with BatchNorm comes before each of the q, k and v projections, with a stride for k
+and v. The convolutions tell the positions, so that no stage has a position table.
+
+    image                            height width channels
+    stage i: token embedding, norm   rows columns dim[i]    a convolution of stride 4, then 2
+      class token + map              tokens dim[i]          the class token in the last stage only
+      depth x block                  tokens dim[i]          attention and MLP, pre-norm, residual
+      map                            rows columns dim[i]    a class token is not passed on
+    norm                             tokens dim[2]
+    pool                             dim[2]                 the class token, or the mean of the map
+    head                             num_classes
+
+Axes: rows, columns = the map of a stage; tokens = class token (prefix) + rows * columns; dim = width of a stage. No
+departure from the official code (microsoft/CvT); `quick_gelu=False` selects the exact GELU of transformers' port.
+"""
+
+import typing
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from eqx_vit.layers import (
+    MLP,
+    BatchNorm,
+    Conv,
+    Dropout,
+    DropPath,
+    LayerNorm,
+    Linear,
+    Stack,
+    attend,
+    gelu,
+    image_door,
+    merge_heads,
+    quick_gelu,
+    ramp,
+    split_heads,
+    split_or_none,
+)
+from eqx_vit.layers.config import check, check_fields, check_positive, check_rates
+from eqx_vit.layers.init import fan_in_uniform, truncated_normal
+from eqx_vit.models.source import Source
+
+STAGES = (1, 2, 3)
+STAGE_FIELDS = ("emb_dim", "emb_kernel", "emb_stride", "proj_kernel", "kv_proj_stride", "heads", "depth", "mlp_mult")
+
+
+class StageSizes(NamedTuple):
+    """The numbers of one stage."""
+
+    dim: int
+    kernel: int
+    stride: int
+    projection_kernel: int
+    key_value_stride: int
+    heads: int
+    depth: int
+    mlp_mult: int | float
+    drop_path: float
+    class_token: bool
+
+    @property
+    def padding(self) -> int:
+        """Of the token embedding: the official 2 for kernel 7 and stride 4, 1 for kernel 3 and stride 2."""
+        return max(-(-(self.kernel - self.stride) // 2), 0)
+
+    def grid(self, rows: int, columns: int) -> tuple[int, int]:
+        """The map that the token embedding makes of one of (rows, columns)."""
+        new_rows, new_columns = (
+            (length + 2 * self.padding - self.kernel) // self.stride + 1 for length in (rows, columns)
+        )
+        return new_rows, new_columns
+
+
+@typing.no_type_check
+@dataclass(frozen=True, kw_only=True)
+class CvTConfig:
+    """Everything that defines a CvT. The defaults are those of `cvt-13`, without its drop-path."""
+
+    num_classes: int = 1000  # 0: no head, the pooled features come out
+    s1_emb_dim: int = 64  # stage 1: width
+    s1_emb_kernel: int = 7  # of the token embedding; its padding is half of kernel - stride, rounded up
+    s1_emb_stride: int = 4
+    s1_proj_kernel: int = 3  # of the depthwise convolutions before q, k and v
+    s1_kv_proj_stride: int = 2  # of those before k and v
+    s1_heads: int = 1
+    s1_depth: int = 1
+    s1_mlp_mult: int | float = 4  # MLP width, in multiples of the stage's
+    s2_emb_dim: int = 192  # stage 2, as stage 1
+    s2_emb_kernel: int = 3
+    s2_emb_stride: int = 2
+    s2_proj_kernel: int = 3
+    s2_kv_proj_stride: int = 2
+    s2_heads: int = 3
+    s2_depth: int = 2
+    s2_mlp_mult: int | float = 4
+    s3_emb_dim: int = 384  # stage 3, as stage 1
+    s3_emb_kernel: int = 3
+    s3_emb_stride: int = 2
+    s3_proj_kernel: int = 3
+    s3_kv_proj_stride: int = 2
+    s3_heads: int = 6
+    s3_depth: int = 10
+    s3_mlp_mult: int | float = 4
+    dropout: float = 0.0  # after the token embedding and the attention, inside and after the MLP
+    channels: int = 3
+    attention_dropout: float = 0.0  # attention weights
+    s1_drop_path: float = 0.0  # stochastic depth, from 0 to the rate over the blocks of the stage
+    s2_drop_path: float = 0.0
+    s3_drop_path: float = 0.0
+    class_token: bool = True  # in the last stage; False: the mean of the map is read
+    qkv_bias: bool = True
+    quick_gelu: bool = True  # x * sigmoid(1.702 x); False: exact GELU, as transformers computes
+
+    def __post_init__(self):
+        check_fields(self)
+        for stage in STAGES:
+            check_positive(self, *(f"s{stage}_{name}" for name in STAGE_FIELDS))
+        check_positive(self, "channels")
+        check_rates(self, "dropout", "attention_dropout", *(f"s{stage}_drop_path" for stage in STAGES))
+        check(self.num_classes >= 0, f"CvTConfig.num_classes must not be negative, given {self.num_classes}")
+        for stage, sizes in zip(STAGES, self.stages, strict=True):
+            check(
+                sizes.dim % sizes.heads == 0,
+                f"s{stage}_emb_dim {sizes.dim} is not a multiple of s{stage}_heads {sizes.heads}: change one",
+            )
+            check(
+                sizes.projection_kernel % 2 == 1,
+                f"s{stage}_proj_kernel must be odd, so that the map keeps its size; given {sizes.projection_kernel}",
+            )
+
+    @property
+    def stages(self):
+        return tuple(self._stage(stage) for stage in STAGES)
+
+    def _stage(self, stage):
+        values = [getattr(self, f"s{stage}_{name}") for name in (*STAGE_FIELDS, "drop_path")]
+        return StageSizes._make([*values, self.class_token and stage == STAGES[-1]])
+
+    def check_image_size(self, height, width):
+        rows, columns = height, width
+        for stage, sizes in zip(STAGES, self.stages, strict=True):
+            rows, columns = sizes.grid(rows, columns)
+            check(
+                min(rows, columns) > 0,
+                f"an image of {(height, width)} is too small for the token embedding of stage {stage}: enlarge the "
+                f"image, or build the model with a smaller s{stage}_emb_kernel",
+            )
+
+
+class ConvProjection(eqx.nn.StatefulLayer):
+    """A depthwise convolution of the map, BatchNorm, then a linear map; the class token takes the last alone."""
+
+    conv: Conv
+    norm: BatchNorm
+    linear: Linear
+
+    def __init__(self, config: CvTConfig, sizes: StageSizes, stride: int, *, key: PRNGKeyArray) -> None:
+        conv_key, linear_key = jax.random.split(key)
+        self.conv = Conv(
+            sizes.dim,
+            sizes.dim,
+            sizes.projection_kernel,
+            stride=stride,
+            padding=sizes.projection_kernel // 2,
+            groups=sizes.dim,
+            use_bias=False,
+            key=conv_key,
+        )
+        self.norm = BatchNorm(sizes.dim)
+        self.linear = Linear(sizes.dim, sizes.dim, use_bias=config.qkv_bias, key=linear_key)
+
+    def __call__(
+        self,
+        prefix: Float[Array, "prefix dim"],
+        x: Float[Array, "rows columns dim"],
+        state: eqx.nn.State,
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "tokens dim"], eqx.nn.State]:
+        x, state = self.norm(self.conv(x), state)
+        return self.linear(jnp.concatenate([prefix, x.reshape(-1, x.shape[-1])])), state
+
+
+class Attention(eqx.nn.StatefulLayer):
+    """Attention with convolutional projections (section 3.2); a stride leaves fewer keys than queries."""
+
+    query_projection: ConvProjection
+    key_projection: ConvProjection
+    value_projection: ConvProjection
+    projection: Linear
+    attention_dropout: Dropout
+    projection_dropout: Dropout
+    heads: int = eqx.field(static=True)
+
+    def __init__(self, config: CvTConfig, sizes: StageSizes, *, key: PRNGKeyArray) -> None:
+        query_key, key_key, value_key, projection_key = jax.random.split(key, 4)
+        self.query_projection = ConvProjection(config, sizes, 1, key=query_key)
+        self.key_projection = ConvProjection(config, sizes, sizes.key_value_stride, key=key_key)
+        self.value_projection = ConvProjection(config, sizes, sizes.key_value_stride, key=value_key)
+        self.projection = Linear(sizes.dim, sizes.dim, key=projection_key)
+        self.attention_dropout = Dropout(config.attention_dropout)
+        self.projection_dropout = Dropout(config.dropout)
+        self.heads = sizes.heads
+
+    def __call__(
+        self,
+        tokens: Float[Array, "tokens dim"],
+        state: eqx.nn.State,
+        grid: tuple[int, int],
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "tokens dim"], eqx.nn.State]:
+        attention_key, projection_key = split_or_none(key)
+        dim = tokens.shape[1]
+        prefix, x = _prefix_and_map(tokens, grid)
+        query, state = self.query_projection(prefix, x, state)
+        keys, state = self.key_projection(prefix, x, state)
+        value, state = self.value_projection(prefix, x, state)
+        ((query,), (keys,), (value,)) = (split_heads(part, 1, self.heads) for part in (query, keys, value))
+        mixed = attend(
+            query,
+            keys,
+            value,
+            scale=dim**-0.5,  # of the whole width, not of one head: as the official code has it
+            dropout=self.attention_dropout,
+            dropout_key=attention_key,
+        )
+        return self.projection_dropout(self.projection(merge_heads(mixed)), key=projection_key), state
+
+
+class Block(eqx.nn.StatefulLayer):
+    """Attention and MLP, each normalised before and added after."""
+
+    norm1: LayerNorm
+    attention: Attention
+    norm2: LayerNorm
+    mlp: MLP
+    drop_path: DropPath
+
+    def __init__(self, config: CvTConfig, sizes: StageSizes, *, key: PRNGKeyArray) -> None:
+        attention_key, mlp_key = jax.random.split(key)
+        self.norm1 = LayerNorm(sizes.dim, 1e-5)
+        self.attention = Attention(config, sizes, key=attention_key)
+        self.norm2 = LayerNorm(sizes.dim, 1e-5)
+        self.mlp = MLP(
+            sizes.dim,
+            int(sizes.dim * sizes.mlp_mult),
+            activation=quick_gelu if config.quick_gelu else gelu,
+            dropout=config.dropout,
+            key=mlp_key,
+        )
+        self.drop_path = DropPath(sizes.drop_path)
+
+    def __call__(
+        self,
+        tokens: Float[Array, "tokens dim"],
+        state: eqx.nn.State,
+        grid: tuple[int, int],
+        drop_scale: float | Float[Array, ""] = 1.0,
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "tokens dim"], eqx.nn.State]:
+        attention_key, path1_key, mlp_key, path2_key = split_or_none(key, 4)
+        branch, state = self.attention(self.norm1(tokens), state, grid, key=attention_key)
+        tokens = tokens + self.drop_path(branch, drop_scale, key=path1_key)
+        branch = self.mlp(self.norm2(tokens), key=mlp_key)
+        return tokens + self.drop_path(branch, drop_scale, key=path2_key), state
+
+
+class Stage(eqx.nn.StatefulLayer):
+    """Token embedding and blocks: a map to the tokens of a smaller one, class token first where there is one."""
+
+    token_embedding: Conv
+    norm: LayerNorm
+    class_token: Float[Array, "1 dim"] | None
+    embedding_dropout: Dropout
+    blocks: Stack
+
+    def __init__(self, config: CvTConfig, channels: int, sizes: StageSizes, *, key: PRNGKeyArray) -> None:
+        embedding_key, token_key, blocks_key = jax.random.split(key, 3)
+        self.token_embedding = Conv(
+            channels, sizes.dim, sizes.kernel, stride=sizes.stride, padding=sizes.padding, key=embedding_key
+        )
+        self.norm = LayerNorm(sizes.dim, 1e-5)
+        self.class_token = truncated_normal()(token_key, (1, sizes.dim)) if sizes.class_token else None
+        self.embedding_dropout = Dropout(config.dropout)
+        self.blocks = Stack.build(lambda key: Block(config, sizes, key=key), sizes.depth, key=blocks_key)
+
+    def __call__(
+        self, x: Float[Array, "rows columns channels"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "tokens dim"], eqx.nn.State]:
+        embedding_key, blocks_key = split_or_none(key)
+        x = self.norm(self.token_embedding(x))
+        tokens = x.reshape(-1, x.shape[-1])
+        if self.class_token is not None:
+            tokens = jnp.concatenate([self.class_token, tokens])
+        tokens = self.embedding_dropout(tokens, key=embedding_key)
+        scales = ramp(len(self.blocks))
+        return self.blocks.with_state(tokens, state, x.shape[:2], scanned=(scales,), key=blocks_key)
+
+
+class CvT(eqx.nn.StatefulLayer):
+    """CvT: one image of any size and the BatchNorm state to logits and state. See the module's text for the shapes.
+
+    Made by `eqx_vit.create`, called through `eqx_vit.forward` in training, since BatchNorm needs the batch.
+
+    **Raises:** `ValueError` for an image that does not fit the config, or a live dropout without a key.
+    """
+
+    stages: tuple[Stage, ...]
+    norm: LayerNorm
+    head: Linear | eqx.nn.Identity
+    config: CvTConfig = eqx.field(static=True)
+
+    def __init__(self, config: CvTConfig, *, key: PRNGKeyArray) -> None:
+        *stage_keys, head_key = jax.random.split(key, len(STAGES) + 1)
+        widths = (config.channels, *(sizes.dim for sizes in config.stages))
+        self.stages = tuple(
+            Stage(config, channels, sizes, key=key)
+            for channels, sizes, key in zip(widths, config.stages, stage_keys, strict=False)
+        )
+        self.norm = LayerNorm(widths[-1], 1e-5)
+        self.head = _head(config, widths[-1], key=head_key)
+        self.config = config
+
+    @image_door
+    def features(
+        self, image: Float[Array, "height width channels"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "tokens dim"], eqx.nn.State]:
+        """The tokens of the last stage, class token first, after the final norm."""
+        keys = split_or_none(key, len(STAGES))
+        x, grid = image, image.shape[:2]
+        for stage, sizes, stage_key in zip(self.stages, self.config.stages, keys, strict=True):
+            grid = sizes.grid(*grid)
+            tokens, state = stage(x, state, key=stage_key)
+            _, x = _prefix_and_map(tokens, grid)
+        return self.norm(tokens), state
+
+    @image_door
+    def __call__(
+        self, image: Float[Array, "height width channels"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, " classes"], eqx.nn.State]:
+        """Logits and state, from the class token, or from the mean over the map without one."""
+        tokens, state = self.features(image, state, key=key)
+        pooled = tokens[0] if self.config.class_token else jnp.mean(tokens, axis=0)
+        return self.head(pooled), state
+
+    def resized(self, image_size: int | tuple[int, int]) -> tuple[CvTConfig, dict[str, Array]]:
+        """The config as it is: the model takes any size."""
+        return self.config, {}
+
+
+def _prefix_and_map(
+    tokens: Float[Array, "tokens dim"], grid: tuple[int, int]
+) -> tuple[Float[Array, "prefix dim"], Float[Array, "rows columns dim"]]:
+    """The class token, if there is one (else no tokens), and the map."""
+    prefix = tokens.shape[0] - grid[0] * grid[1]
+    return tokens[:prefix], tokens[prefix:].reshape(*grid, tokens.shape[1])
+
+
+def _head(config: CvTConfig, dim: int, *, key: PRNGKeyArray) -> Linear | eqx.nn.Identity:
+    if config.num_classes == 0:
+        return eqx.nn.Identity()
+    # The official initialisation reaches the weight alone: the bias is left at PyTorch's default.
+    return Linear(dim, config.num_classes, bias_init=fan_in_uniform(dim), key=key)
+
+
+_CVT_13 = CvTConfig(s3_drop_path=0.1)
+_CVT_21 = replace(_CVT_13, s2_depth=4, s3_depth=16)
+_CVT_W24 = CvTConfig(
+    s1_emb_dim=192,
+    s1_heads=3,
+    s1_depth=2,
+    s2_emb_dim=768,
+    s2_heads=12,
+    s2_depth=2,
+    s3_emb_dim=1024,
+    s3_heads=16,
+    s3_depth=20,
+    s3_drop_path=0.3,
+)
+
+PRESETS: dict[str, CvTConfig] = {
+    "cvt-13": _CVT_13,  # 19,997,480
+    "cvt-21": _CVT_21,  # 31,622,696
+    "cvt-13-384": _CVT_13,  # 19,997,480
+    "cvt-21-384": _CVT_21,  # 31,622,696
+    "cvt-13-384-22k": _CVT_13,  # 19,997,480
+    "cvt-21-384-22k": _CVT_21,  # 31,622,696
+    "cvt-w24-384-22k": _CVT_W24,  # 277,196,392
+}
+
+# The weights are those of the official code, which has QuickGELU; transformers computes them with the exact GELU.
+WEIGHTS: dict[str, Source] = {
+    name: Source(hub=f"microsoft/{name}", layout="hf", crop=1.0 if "384" in name else 0.875) for name in PRESETS
+}

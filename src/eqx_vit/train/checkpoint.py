@@ -1,0 +1,52 @@
+"""What a run writes so that it can go on: models for `eqx_vit.load`, and one file with the whole state of training."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from eqx_vit.create import save
+from eqx_vit.files import read_arrays, write_arrays
+from eqx_vit.paths import path_name
+from eqx_vit.surface import from_dicts
+from eqx_vit.train.step import TrainState, averaged
+
+FORMAT = "eqx_vit training state 1"
+
+
+def save_averaged(path: Path, config: Any, train: TrainState) -> None:
+    """Write the averaged model as a file for `eqx_vit.load`."""
+    params, state = averaged(train)
+    save(path, *from_dicts(config, params, state))
+
+
+def save_training_state(path: Path, train: TrainState, history: list[dict[str, Any]]) -> None:
+    """Write all arrays of the training state, and the metrics so far, as one file; atomic.
+
+    One file, since of two files a kill could leave one old and one new.
+    """
+    arrays = {path_name(at): leaf for at, leaf in jax.tree_util.tree_leaves_with_path(train)}
+    write_arrays(path, arrays, {"format": FORMAT, "history": json.dumps(history)})
+
+
+def load_training_state(path: Path, make_initial: Callable[[], TrainState]) -> tuple[TrainState, list[dict[str, Any]]]:
+    """The training state and the metrics that `save_training_state` wrote. `make_initial` tells the shapes.
+
+    **Raises:** `ValueError` for a damaged file, or one of another model or optimiser.
+    """
+    arrays, metadata = read_arrays(path)
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} is no training state")
+    shapes = {path_name(at): leaf for at, leaf in jax.tree_util.tree_leaves_with_path(jax.eval_shape(make_initial))}
+    wrong = sorted(set(shapes) ^ set(arrays)) or [
+        name for name, leaf in shapes.items() if (leaf.shape, leaf.dtype) != (arrays[name].shape, arrays[name].dtype)
+    ]
+    if wrong:
+        raise ValueError(f"{path} does not fit this run's model: {len(wrong)} arrays differ, such as {wrong[0]}")
+    train = jax.tree_util.tree_map_with_path(
+        lambda at, _: jnp.asarray(arrays[path_name(at)]), jax.eval_shape(make_initial)
+    )
+    return train, json.loads(metadata["history"])

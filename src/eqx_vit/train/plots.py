@@ -1,0 +1,94 @@
+"""The two pictures that a run leaves behind."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from eqx_vit.files import write_atomically
+
+TRAINING, VALIDATION, WRONG, QUIET = "#7a8ba3", "#1f6feb", "#c62828", "#555555"
+
+
+def draw_curves(path: Path, history: list[dict[str, Any]], title: str) -> None:
+    """Loss, accuracy and learning rate by epoch, the best epoch marked. `history` as in metrics.jsonl."""
+    epochs = [entry["epoch"] for entry in history]
+    best = max(history, key=lambda entry: (entry["validation_accuracy"], -entry["validation_loss"]))
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    loss, accuracy, rate = figure.subplots(1, 3, width_ratios=(4, 4, 3))
+    for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
+        axes.plot(
+            epochs, [entry[f"train_{name}"] for entry in history], color=TRAINING, label="training (moved images)"
+        )
+        axes.plot(
+            epochs, [entry[f"validation_{name}"] for entry in history], color=VALIDATION, label="validation (average)"
+        )
+        axes.plot(
+            best["epoch"],
+            best[f"validation_{name}"],
+            "o",
+            color=VALIDATION,
+            label=f"best, epoch {best['epoch']}: {_spelt(name, best)}",
+        )
+        axes.legend(frameon=False, fontsize="small")
+    loss.set(title="cross-entropy", yscale="log")
+    accuracy.set(title="accuracy")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+    rate.plot(epochs, [entry["learning_rate"] for entry in history], color=QUIET)
+    rate.set(title="learning rate", ylim=(0, None))
+    rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    for axes in (loss, accuracy, rate):
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
+    _write(path, figure)
+
+
+def draw_samples(
+    path: Path,
+    images: UInt8[np.ndarray, "images height width channels"],
+    labels: Int[np.ndarray, " images"],
+    probabilities: Float[np.ndarray, "images classes"],
+    classes: Sequence[str],
+    title: str,
+) -> None:
+    """Up to 40 images with predicted and true labels: mistakes first, in red, then the least certain right answers."""
+    predicted = probabilities.argmax(axis=1)
+    wrong = predicted != labels
+    order = np.lexsort((probabilities.max(axis=1), ~wrong))[:40]
+    columns = min(10, len(order))
+    rows = -(-len(order) // columns)
+    figure = Figure(figsize=(max(1.35 * columns, 6), 1.75 * rows + 0.6), layout="constrained")
+    all_axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for axes in all_axes:
+        axes.set_axis_off()
+    for axes, index in zip(all_axes, order, strict=False):
+        image = images[index]
+        axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
+        said, sure = classes[predicted[index]], probabilities[index].max()
+        text = f"{_short(said)} ({sure:.0%})\n{'true: ' + _short(classes[labels[index]]) if wrong[index] else 'right'}"
+        axes.set_title(text, fontsize=9, color=WRONG if wrong[index] else QUIET)
+    figure.suptitle(title)
+    _write(path, figure)
+
+
+def _spelt(name: str, entry: dict[str, Any]) -> str:
+    value = entry[f"validation_{name}"]
+    return f"{value:.1%}" if name == "accuracy" else f"{value:.3f}"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 14 else name[:13] + "…"
+
+
+def _write(path: Path, figure: Figure) -> None:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    write_atomically(path, content.getvalue())
