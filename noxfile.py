@@ -39,3 +39,11 @@ def slow(session: nox.Session) -> None:
     """Full-size models against their golden logits, and the long training runs."""
     session.install("-e", ".[train]", *group("tests"))
     session.run("pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session
+def flax(session: nox.Session) -> None:
+    """The Flax door with flax installed: linen, NNX, TrainState, serialization, orbax; and its example."""
+    session.install("-e", ".[train,flax]", *group("tests"))
+    session.run("pytest", "-n", "2", "tests/with_flax", *session.posargs)
+    session.run("python", "examples/flax_dropin.py")

@@ -62,7 +62,9 @@ def check_field_names(config_class: Any, given: list[str]) -> None:
     if unknown:
         near = difflib.get_close_matches(unknown[0], names, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"{config_class.__name__} has no field {unknown[0]!r}: {hint}it has {', '.join(names)}")
+        raise ValueError(
+            f"{config_class.__name__} has no field {unknown[0]!r}: {hint}its fields are {', '.join(names)}"
+        )
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -131,8 +131,8 @@ def _split(images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], unr
         members = random.permutation(np.flatnonzero(labels == label))
         test = max(1, round(TEST_SHARE * len(members)))
         validation = max(1, round(VALIDATION_SHARE * len(members)))
-        cuts = [len(members) - test - validation, len(members) - test]
-        for part, indices in zip(parts, np.split(members, cuts), strict=True):
+        ends = np.split(members, [len(members) - test - validation, len(members) - test])
+        for part, indices in zip(parts, ends, strict=True):
             part.append(indices)
     train, validation_part, test_part = (np.sort(np.concatenate(part)).astype(np.int32) for part in parts)
     return Data(

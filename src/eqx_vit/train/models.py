@@ -15,11 +15,29 @@ ANY_SIZE = 224  # for configs without an image size: what most of their papers t
 
 # The models of a run that names none: small enough for a laptop. No paper's presets, hence not in MODELS.
 SMALL: dict[str, Any] = {
-    "digits": ViTConfig(  # 203,978 parameters
-        image_size=8, patch_size=2, num_classes=10, dim=64, depth=4, heads=4, mlp_dim=192, pool="mean", channels=1
+    # Patches of 4 x 4: with 2 x 2 the positions, small at the start, must first be learnt, and accuracy is 2 % lower.
+    "digits": ViTConfig(
+        image_size=8,
+        patch_size=4,
+        num_classes=10,
+        dim=96,
+        depth=4,
+        heads=4,
+        mlp_dim=192,
+        pool="mean",
+        class_token=False,
+        channels=1,
     ),
     "photos": ViTConfig(
-        image_size=64, patch_size=8, num_classes=10, dim=128, depth=6, heads=4, mlp_dim=384, pool="mean"
+        image_size=64,
+        patch_size=8,
+        num_classes=10,
+        dim=128,
+        depth=6,
+        heads=4,
+        mlp_dim=384,
+        pool="mean",
+        class_token=False,
     ),
 }
 

@@ -26,7 +26,10 @@ def draw_curves(path: Path, history: list[dict[str, Any]], title: str) -> None:
             epochs, [entry[f"train_{name}"] for entry in history], color=TRAINING, label="training (moved images)"
         )
         axes.plot(
-            epochs, [entry[f"validation_{name}"] for entry in history], color=VALIDATION, label="validation (average)"
+            epochs,
+            [entry[f"validation_{name}"] for entry in history],
+            color=VALIDATION,
+            label="validation (averaged weights)",
         )
         axes.plot(
             best["epoch"],
@@ -71,10 +74,11 @@ def draw_samples(
         axes.set_axis_off()
     for axes, index in zip(all_axes, order, strict=False):
         image = images[index]
-        axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
-        said, sure = classes[predicted[index]], probabilities[index].max()
-        text = f"{_short(said)} ({sure:.0%})\n{'true: ' + _short(classes[labels[index]]) if wrong[index] else 'right'}"
-        axes.set_title(text, fontsize=9, color=WRONG if wrong[index] else QUIET)
+        grey = image.shape[-1] == 1
+        axes.imshow(image[..., 0] if grey else image, cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
+        said, sure = _short(classes[predicted[index]]), probabilities[index].max()
+        text = f"predicted {said} ({sure:.0%})\ntrue {_short(classes[labels[index]])}"
+        axes.set_title(text, fontsize=8, color=WRONG if wrong[index] else QUIET)
     figure.suptitle(title)
     _write(path, figure)
 

@@ -14,13 +14,13 @@ class Settings:
     **Raises:** `ValueError` that names the setting, the rule and the value given.
     """
 
-    model: str | None = None  # a preset, an architecture or a small model of `train.models`; None: by the data
+    model: str  # a preset, an architecture, or a small model of `train.models`
     changes: dict  # fields of the model's config and their values
     data: str | None = None  # an image folder; None: scikit-learn's digits
     image_size: int | tuple[int, int] | None = None  # pixels; None: the model's own
     epochs: int
-    batch_size: int
-    learning_rate: float = 2e-3  # the peak, reached after the warm-up
+    batch_size: int = 32
+    learning_rate: float  # the peak, reached after the warm-up
     warmup: float = 0.1  # share of all steps in which the learning rate rises from 0
     weight_decay: float = 0.05  # of weights of linear maps and convolutions alone
     clip_norm: float = 1.0  # largest norm of the gradient

@@ -119,7 +119,7 @@ def _loss(
     labels: Int[Array, " batch"],
 ) -> tuple[Float[Array, ""], tuple[Arrays, Float[Array, ""], Int[Array, ""]]]:
     """The smoothed cross-entropy, and (state after, sum of the plain cross-entropy, number of right answers)."""
-    logits, state = recipe.apply(params, state, key, images, train=True)
+    logits, state = recipe.apply(params, state, key, images, update_statistics=True)
     logits = logits.astype(jnp.float32)
     hard = jax.nn.one_hot(labels, logits.shape[-1])
     smooth = optax.smooth_labels(hard, recipe.smoothing)
@@ -146,7 +146,7 @@ def _eval_step(
     chosen: Int[Array, " batch"],
 ) -> Float[Array, "batch classes"]:
     batch = prepare(images[chosen], pixels, identity_maps(chosen.shape[0]))
-    logits, _ = apply(params, state, None, batch, train=False)
+    logits, _ = apply(params, state, None, batch)
     return logits.astype(jnp.float32)
 
 

@@ -1,0 +1,148 @@
+"""The Flax door together with flax itself: `nox -s flax`. Skipped where flax is not installed."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny import TINY, tiny_size
+
+import eqx_vit.flax
+from eqx_vit import MODELS
+
+flax = pytest.importorskip("flax", reason="run by nox -s flax")
+
+from flax import linen, serialization, traverse_util  # noqa: E402
+from flax.training.train_state import TrainState  # noqa: E402
+
+every_model = pytest.mark.parametrize("name", MODELS)
+KEYS = {"params": jax.random.key(1), "dropout": jax.random.key(2)}
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion() -> Any:
+    """Flax and optax need it."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def door(name: str, rate: float = 0.0) -> Any:
+    fields = {field.name: getattr(TINY[name], field.name) for field in dataclasses.fields(TINY[name])}
+    rates = {f.name: rate for f in dataclasses.fields(TINY[name]) if "drop" in f.name and f.type is float}
+    return getattr(eqx_vit.flax, MODELS[name].model.__name__)(**(fields | rates))
+
+
+def images_for(name: str, batch: int = 4) -> jax.Array:
+    return jax.random.normal(jax.random.key(7), (batch, *tiny_size(name), TINY[name].channels))
+
+
+def same(left: Any, right: Any) -> None:
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for one, other in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["vit", "levit"])
+def test_train_state_trains(name: str) -> None:
+    class State(TrainState):
+        rest: Any
+
+    v, images = door(name, 0.1), images_for(name)
+    variables = v.init(KEYS, images)
+    params = variables.pop("params")
+    state = State.create(apply_fn=v.apply, params=params, tx=optax.adam(1e-2), rest=variables)
+    labels = jnp.arange(4) % 5
+
+    @jax.jit
+    def step(state: State, key: Any) -> Any:
+        def loss(params: Any) -> Any:
+            logits, rest = state.apply_fn(
+                {"params": params, **state.rest}, images, rngs={"dropout": key}, mutable=["batch_stats"]
+            )
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), rest
+
+        (value, rest), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+        return state.apply_gradients(grads=gradients, rest={**state.rest, **rest}), value
+
+    losses = []
+    for number in range(25):
+        state, value = step(state, jax.random.fold_in(KEYS["dropout"], number))
+        losses.append(float(value))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@every_model
+def test_serialization_round_trips(name: str) -> None:
+    v, images = door(name), images_for(name)
+    variables = v.init(KEYS, images)
+    blank = jax.tree.map(jnp.zeros_like, variables)
+    same(serialization.from_bytes(blank, serialization.to_bytes(variables)), variables)
+    same(serialization.from_state_dict(blank, serialization.to_state_dict(variables)), variables)
+    flat = traverse_util.flatten_dict(variables["params"], sep="/")
+    same(traverse_util.unflatten_dict(flat, sep="/"), variables["params"])
+    mask = traverse_util.path_aware_map(lambda path, _: path[-1] == "weight" and "norm" not in path[-2], flat)
+    optax.adamw(1e-3, mask=traverse_util.unflatten_dict(mask, sep="/")).init(variables["params"])
+
+
+@every_model
+def test_as_linen_is_a_submodule(name: str) -> None:
+    v, images = door(name, 0.2), images_for(name)
+
+    class Parent(linen.Module):
+        @linen.compact
+        def __call__(self, images: Any, *, train: bool) -> Any:
+            logits = v.as_linen()(images, train=train)
+            return linen.Dense(3)(logits)
+
+    parent = Parent()
+    variables = jax.eval_shape(lambda: parent.init(KEYS, images, train=False))
+    own = jax.eval_shape(lambda: v.init(KEYS, images))
+    for collection, tree in own.items():
+        (child,) = [inner for key, inner in variables[collection].items() if not key.startswith("Dense")]
+        assert jax.tree.map(jnp.shape, child) == jax.tree.map(jnp.shape, tree)
+    call = lambda variables: parent.apply(
+        variables, images, train=True, rngs={"dropout": KEYS["dropout"]}, mutable=["batch_stats"]
+    )
+    logits, updates = jax.eval_shape(call, variables)
+    assert logits.shape == (4, 3)
+    assert ("batch_stats" in updates) == ("batch_stats" in own)
+
+
+def test_as_linen_gives_the_same_numbers() -> None:
+    v, images = door("levit", 0.2), images_for("levit")
+    module = v.as_linen()
+    variables = module.init(KEYS, images, train=False)
+    same(dict(variables), v.init(KEYS, images))
+    np.testing.assert_array_equal(module.apply(variables, images, train=False), v.apply(variables, images))
+    arguments: Any = {"rngs": {"dropout": KEYS["dropout"]}, "mutable": ["batch_stats"]}
+    logits, updates = module.apply(variables, images, train=True, **arguments)
+    again, _ = module.apply(variables, images, train=True, **arguments)
+    np.testing.assert_array_equal(logits, again)
+    _, expected = v.apply(variables, images, train=True, **arguments)
+    assert jax.tree.structure(updates) == jax.tree.structure(expected)
+    with pytest.raises(TypeError, match="train"):
+        module.apply(variables, images)
+
+
+def test_nnx_bridge() -> None:
+    from flax import nnx
+
+    images = images_for("levit")
+    model = nnx.bridge.ToNNX(door("levit", 0.2).as_linen(), rngs=nnx.Rngs(params=1, dropout=2))
+    nnx.bridge.lazy_init(model, images, train=False)
+    assert model(images, train=False).shape == (4, 5)
+    logits, _ = model(images, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(3)})
+    assert logits.shape == (4, 5)
+
+
+def test_orbax_saves_and_restores(tmp_path: Any) -> None:
+    import orbax.checkpoint as ocp
+
+    variables = door("levit").init(KEYS, images_for("levit"))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "variables", variables)
+        checkpointer.wait_until_finished()
+        same(checkpointer.restore(tmp_path / "variables", jax.tree.map(jnp.zeros_like, variables)), variables)
