@@ -19,7 +19,9 @@ from eqx_vit.layers import (
     Linear,
     Stack,
     attend,
+    convolve,
     from_windows,
+    max_pool,
     patchify,
     relative_position_index,
     to_windows,
@@ -186,6 +188,29 @@ def test_conv_against_the_sum_over_its_window(groups: int, stride: int) -> None:
     weight = np.asarray(conv.weight).reshape(groups, 8 // groups, 4 // groups, 3, 2)
     expected = np.einsum("xygihw,goihw->xygo", grouped, weight).reshape(*windows.shape[:2], 8) + np.asarray(conv.bias)
     np.testing.assert_allclose(conv(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("multiplier", [1, 2])
+@pytest.mark.parametrize("stride", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 2), (1, 0))])
+def test_depthwise_convolution_is_that_of_xla(multiplier: int, stride: tuple[int, int], padding: Any) -> None:
+    x = jax.random.normal(jax.random.key(0), (6, 7, 4))
+    weight = jax.random.normal(jax.random.key(1), (4 * multiplier, 1, 3, 2))
+    found = convolve(x, weight, stride=stride, padding=padding, groups=4)
+    dimensions = ("NHWC", "OIHW", "NHWC")
+    expected = jax.lax.conv_general_dilated(
+        x[None], weight, stride, padding, dimension_numbers=dimensions, feature_group_count=4
+    )
+    np.testing.assert_allclose(found, expected[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", [(0, 1), (1, 1)])
+@pytest.mark.parametrize("size", [(6, 8), (5, 7)])
+def test_max_pool_is_that_of_xla(padding: tuple[int, int], size: tuple[int, int]) -> None:
+    x = jax.random.normal(jax.random.key(0), (*size, 3))
+    around = (padding, padding, (0, 0))
+    expected = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (3, 3, 1), (2, 2, 1), around)
+    np.testing.assert_array_equal(max_pool(x, 3, 2, padding), expected)
 
 
 def test_windows_and_patches_come_back() -> None:

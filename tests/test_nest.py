@@ -6,7 +6,6 @@ from typing import Any
 import equinox as eqx
 import golden_files
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 
 import eqx_vit
 from eqx_vit import NesT, NesTConfig
-from eqx_vit.layers import max_pool
 from eqx_vit.testing import shapes
 from eqx_vit.weights.names import name_map
 
@@ -114,15 +112,6 @@ def test_full_size(variant: str, config: NesTConfig) -> None:
 def test_timm_has_no_multi_query_names() -> None:
     with pytest.raises(ValueError, match="use source='official'"):
         name_map(CASES["nest-official-mqa-cifar"][0], "timm")
-
-
-@pytest.mark.parametrize("padding", [(0, 1), (1, 1)])
-@pytest.mark.parametrize("size", [(6, 8), (5, 7)])
-def test_max_pool_is_that_of_xla(padding: tuple[int, int], size: tuple[int, int]) -> None:
-    x = jax.random.normal(jax.random.key(0), (*size, 3))
-    around = (padding, padding, (0, 0))
-    expected = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (3, 3, 1), (2, 2, 1), around)
-    np.testing.assert_array_equal(max_pool(x, 3, 2, padding), expected)
 
 
 def test_initialisation_is_the_official_one() -> None:
