@@ -88,7 +88,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Any, eqx.nn.State]:
     """The model, in training mode, and the state that `save` wrote; each array in the dtype that it was saved in.
 
     **Raises:** `ValueError` for a damaged file, one that `save` did not write, and arrays that do not fit the config
-    (with every missing, unexpected or mis-shaped name); `FileNotFoundError`; `ImportError` without safetensors.
+    (with every missing, unexpected or mis-shaped name); `FileNotFoundError`.
     """
     arrays, metadata = read_arrays(Path(path))
     if metadata.get("format") != FORMAT or "model" not in metadata:

@@ -158,7 +158,11 @@ def resize(model: Model, image_size: int | tuple[int, int]) -> Model:
 
     **Raises:** `ValueError` for a size that the config refuses, and for models whose tables have no official rule.
     """
-    config, changed = model.resized(image_size)
+    return rebuilt(model, *model.resized(image_size))
+
+
+def rebuilt(model: Model, config: Any, changed: Mapping[str, Any]) -> Model:
+    """The model of another config with the leaves of this one, but for those named in `changed`."""
     fresh = eqx.filter_eval_shape(type(model), config, key=jax.random.key(0))
     carried = _nodes(model) | changed
     return _filled(fresh, lambda name, _: carried[name])
