@@ -33,6 +33,7 @@ from eqx_vit.models.pit import PiT as PiT
 from eqx_vit.models.pit import PiTConfig as PiTConfig
 from eqx_vit.models.simple_vit import SimpleViT as SimpleViT
 from eqx_vit.models.simple_vit import SimpleViTConfig as SimpleViTConfig
+from eqx_vit.models.source import Source as Source
 from eqx_vit.models.twins_svt import TwinsSVT as TwinsSVT
 from eqx_vit.models.twins_svt import TwinsSVTConfig as TwinsSVTConfig
 from eqx_vit.models.vit import ViT as ViT

@@ -140,15 +140,17 @@ def replace_head(model: Model, num_classes: int, *, key: Any) -> Model:
 
     **Raises:** `ValueError` for an impossible number of classes.
     """
-    config = model.config
-    changes: dict[str, Any] = {"num_classes": num_classes}
-    if getattr(config, "num_distill_classes", None):
-        changes["num_distill_classes"] = num_classes or None
-    config = dataclasses.replace(config, **changes)
-    fresh, _ = build(config, key)
+    fresh, _ = build(with_fields(model.config, {"num_classes": num_classes}), key)
     old = _nodes(model)
     is_head = {name: name.split(".")[0] in ("head", "head_dist") for name in _nodes(fresh)}
     return _filled(fresh, lambda name, leaf: leaf if is_head[name] else old[name])
+
+
+def with_fields(config: Any, changes: Mapping[str, Any]) -> Any:
+    """The config with some fields replaced; a second head has the classes of the first unless `changes` says so."""
+    if "num_classes" in changes and getattr(config, "num_distill_classes", None):
+        changes = {"num_distill_classes": changes["num_classes"] or None, **changes}
+    return dataclasses.replace(config, **changes)
 
 
 def resize(model: Model, image_size: int | tuple[int, int]) -> Model:

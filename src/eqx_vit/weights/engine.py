@@ -44,8 +44,8 @@ def load_state_dict(
     - `num_classes`: a checkpoint's head for another number of classes is left out. The head is then the model's own if
         it has that many classes, else a fresh one, which needs `key`.
     - `image_size`: the model is resized after loading, its position tables by the rule of the source.
-    - `channels`: the kernels that read the image, made for RGB, are summed for 1 channel, and for other numbers repeated
-        and scaled by 3 / channels, as timm does it.
+    - `channels`: the kernels that read the image, made for RGB, are summed for 1 channel, and for other numbers
+        repeated and scaled by 3 / channels, as timm does it.
 
     **Raises:** `ValueError` with every missing, unexpected and mis-shaped name, or for a request that cannot be met;
     nothing has changed then.

@@ -1,4 +1,4 @@
-"""Weight files to named arrays. Nothing in a file is trusted, and no more memory is taken than the file accounts for."""
+"""Weight files to named arrays. Nothing in a file is trusted, and it takes no more memory than it accounts for."""
 
 import math
 import zipfile
@@ -30,7 +30,12 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
         )
     if path.suffix not in (".safetensors", ".npz"):
         raise ValueError(f"{path} is neither a .safetensors nor a .npz file")
-    return read_arrays(path)[0] if path.suffix == ".safetensors" else _read_npz(path)
+    if path.suffix == ".npz":
+        return _read_npz(path)
+    arrays, metadata = read_arrays(path)
+    if metadata.get("format", "").startswith("eqx_vit"):
+        raise ValueError(f"{path} was written by eqx_vit.save: eqx_vit.load({str(path)!r}) reads it")
+    return arrays
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -82,7 +87,9 @@ def _array(archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo) -> np.n
             raise ValueError(f"the array {name!r} has dtype {dtype}, which is not a number's")
         count = math.prod(shape) * dtype.itemsize
         if file.tell() + count != member.file_size:
-            raise ValueError(f"the array {name!r} of shape {shape} and dtype {dtype} cannot take {member.file_size} bytes")
+            raise ValueError(
+                f"the array {name!r} of shape {shape} and dtype {dtype} cannot take {member.file_size} bytes"
+            )
         data = file.read(count)
     return np.ndarray(shape, dtype, buffer=data, order="F" if columns_first else "C")
 

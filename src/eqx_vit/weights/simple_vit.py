@@ -83,4 +83,4 @@ def _token(ours: str, theirs: str) -> Rule:
 
 NAMES = {"official": _official, "official_scan": _official_scan, "flax": _official, "timm": _timm}
 
-SPELLINGS = {source: linen.SPELLINGS for source in ("official", "official_scan", "flax")}
+SPELLINGS = dict.fromkeys(("official", "official_scan", "flax"), linen.SPELLINGS)
