@@ -146,15 +146,17 @@ def replace_head(model: Model, num_classes: Any, *, key: Any) -> Model:
 
     **Raises:** `ValueError` for an impossible number of classes.
     """
-    config = model.config
-    changes: dict[str, Any] = {"num_classes": num_classes}
-    if getattr(config, "num_distill_classes", None):
-        changes["num_distill_classes"] = num_classes or None
-    config = dataclasses.replace(config, **changes)
-    fresh, _ = build(config, key)
+    fresh, _ = build(with_fields(model.config, {"num_classes": num_classes}), key)
     old = _nodes(model)
     is_head = {name: name.split(".")[0] in ("head", "head_dist") for name in _nodes(fresh)}
     return _filled(fresh, lambda name, leaf: leaf if is_head[name] else old[name])
+
+
+def with_fields(config: Any, changes: Mapping[str, Any]) -> Any:
+    """The config with some fields replaced; a second head has the classes of the first unless `changes` says so."""
+    if "num_classes" in changes and getattr(config, "num_distill_classes", None):
+        changes = {"num_distill_classes": changes["num_classes"] or None, **changes}
+    return dataclasses.replace(config, **changes)
 
 
 def resize(model: Model, image_size: Any) -> Model:
@@ -167,7 +169,11 @@ def resize(model: Model, image_size: Any) -> Model:
     sides = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise ValueError(f"image_size must be a number of pixels or (height, width), given {image_size!r}")
-    config, changed = model.resized(image_size if isinstance(image_size, int) else tuple(sides))
+    return rebuilt(model, *model.resized(image_size if isinstance(image_size, int) else tuple(sides)))
+
+
+def rebuilt(model: Model, config: Any, changed: Mapping[str, Any]) -> Model:
+    """The model of another config with the leaves of this one, but for those named in `changed`."""
     fresh = eqx.filter_eval_shape(type(model), config, key=jax.random.key(0))
     carried = _nodes(model) | changed
     return _filled(fresh, lambda name, _: carried[name])
