@@ -18,9 +18,6 @@ from eqx_vit.models import MODELS
 from eqx_vit.models.source import Source
 from eqx_vit.paths import named_leaves, named_statistics, with_named_leaves, with_named_statistics
 from eqx_vit.surface import architecture, build, checked_key, with_fields
-from eqx_vit.weights.checkpoint import find
-from eqx_vit.weights.engine import load_state_dict
-from eqx_vit.weights.read import read_weights
 
 FORMAT = "eqx_vit model 1"
 
@@ -35,10 +32,10 @@ def create(
     - `config` is a preset's name (see `list_models`) or a config; `changes` replace fields of it:
         `create("vit_tiny_patch16_224", key=key, num_classes=10)`.
     - `pretrained`: True for the weights released under the preset's name; `"hf-hub:owner/name"` or a folder, with
-        timm's or transformers' `config.json`; a `.safetensors` or `.npz` file, in the layout of the preset's released weights
-        (`.npz`: Google's); or a `Source`, which says all of it. Changes of `num_classes`, `image_size` and `channels`
-        then adapt the weights as `eqx_vit.weights.load_state_dict` does: a fresh head, resized position tables, adapted
-        kernels.
+        timm's or transformers' `config.json`; a `.safetensors` or `.npz` file, in the layout of the preset's released
+        weights (`.npz`: Google's); or a `Source`, which says all of it. Changes of `num_classes`, `image_size` and
+        `channels` then adapt the weights as `eqx_vit.weights.load_state_dict` does: a fresh head, resized position
+        tables, adapted kernels.
 
     **Raises:** `ValueError` for an unknown name, field or value, or what is no random key, each with what would be
     right; for weights that do not fit, with every name that does not. `FileNotFoundError` for weights that are neither
@@ -54,6 +51,11 @@ def _pretrained(
     config: Any, name: str | None, pretrained: Any, changes: dict[str, Any], key: Any
 ) -> tuple[eqx.Module, eqx.nn.State]:
     """The model of the checkpoint, loaded, and made into that of `config`."""
+    # Not at the top: the name maps of all architectures would more than double the time that an import takes.
+    from eqx_vit.weights.checkpoint import find
+    from eqx_vit.weights.engine import load_state_dict
+    from eqx_vit.weights.read import read_weights
+
     original = config if name is None else preset(name)
     requests = {name: value for name, value in changes.items() if name in ("num_classes", "image_size", "channels")}
     checkpoint = find(config, name, pretrained)

@@ -5,7 +5,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import ml_dtypes
 import numpy as np
@@ -94,7 +94,7 @@ def _array(archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo) -> np.n
     return np.ndarray(shape, dtype, buffer=data, order="F" if columns_first else "C")
 
 
-def _npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     """(shape, whether the first axis is the fastest, dtype)."""
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
