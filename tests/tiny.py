@@ -13,6 +13,7 @@ from eqx_vit import (
     PiTConfig,
     SimpleViTConfig,
     SmallDatasetViTConfig,
+    T2TViTConfig,
     TwinsSVTConfig,
     ViTConfig,
 )
@@ -66,6 +67,9 @@ TINY: dict[str, Any] = {
     "cvt": CvTConfig(num_classes=5, s1_emb_dim=8, s2_emb_dim=12, s2_depth=1, s3_emb_dim=16, s3_heads=2, s3_depth=2),
     "nest": NesTConfig(
         image_size=16, patch_size=4, num_classes=5, dim=8, heads=2, num_hierarchies=2, block_repeats=(1, 2)
+    ),
+    "t2t": T2TViTConfig(
+        image_size=32, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24, token_dim=8, token_dropout=0.0
     ),
 }
 

@@ -35,6 +35,8 @@ from eqx_vit.models.pit import PiT as PiT
 from eqx_vit.models.pit import PiTConfig as PiTConfig
 from eqx_vit.models.simple_vit import SimpleViT as SimpleViT
 from eqx_vit.models.simple_vit import SimpleViTConfig as SimpleViTConfig
+from eqx_vit.models.t2t import T2TViT as T2TViT
+from eqx_vit.models.t2t import T2TViTConfig as T2TViTConfig
 from eqx_vit.models.twins_svt import TwinsSVT as TwinsSVT
 from eqx_vit.models.twins_svt import TwinsSVTConfig as TwinsSVTConfig
 from eqx_vit.models.vit import ViT as ViT

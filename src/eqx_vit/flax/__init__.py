@@ -63,3 +63,7 @@ class SmallDatasetViT(Module, eqx_vit.SmallDatasetViTConfig):
 
 class NesT(Module, eqx_vit.NesTConfig):
     """`eqx_vit.NesT` with `init` and `apply`."""
+
+
+class T2TViT(Module, eqx_vit.T2TViTConfig):
+    """`eqx_vit.T2TViT` with `init` and `apply`."""

@@ -27,6 +27,7 @@ from eqx_vit.layers.norm import LayerNorm as LayerNorm
 from eqx_vit.layers.norm import LayerScale as LayerScale
 from eqx_vit.layers.patch import PatchEmbedding as PatchEmbedding
 from eqx_vit.layers.patch import patchify as patchify
+from eqx_vit.layers.patch import unfold as unfold
 from eqx_vit.layers.peg import PEG as PEG
 from eqx_vit.layers.pool import max_pool as max_pool
 from eqx_vit.layers.posemb import resize_grid as resize_grid

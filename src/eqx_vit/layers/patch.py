@@ -1,6 +1,8 @@
-"""Cutting an image into patches, and embedding them."""
+"""Cutting an image into patches, overlapping or not, and embedding them."""
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -14,6 +16,37 @@ def patchify(
     """Non-overlapping patches, each flattened in the order patch height, patch width, channels."""
     height, width = patch_size
     return rearrange(image, "(rows ph) (columns pw) c -> rows columns (ph pw c)", ph=height, pw=width)
+
+
+def unfold(
+    image: Float[Array, "height width channels"], kernel: int, stride: int, padding: int
+) -> Float[Array, "rows columns pixels"]:
+    """Overlapping patches over a zero-padded image, each flattened in the order patch height, patch width, channels.
+
+    What is left beyond the last whole patch is cut off, as in PyTorch's `Unfold`.
+    """
+    height, width, _ = image.shape
+    rows, columns = unfolded_size((height, width), kernel, stride, padding)
+    strips = _windows(image, rows, kernel, stride, padding)
+    patches = _windows(rearrange(strips, "rows ph width c -> width rows ph c"), columns, kernel, stride, padding)
+    return rearrange(patches, "columns pw rows ph c -> rows columns (ph pw c)")
+
+
+def unfolded_size(size: tuple[int, int], kernel: int, stride: int, padding: int) -> tuple[int, int]:
+    """(rows, columns) of the patches that `unfold` makes of an image of (height, width)."""
+    rows, columns = ((side + 2 * padding - kernel) // stride + 1 for side in size)
+    return rows, columns
+
+
+def _windows(
+    x: Float[Array, "side *rest"], count: int, kernel: int, stride: int, padding: int
+) -> Float[Array, "count kernel *rest"]:
+    """Windows along the first axis: neighbouring blocks of `stride` side by side, a reshape instead of a gather."""
+    shifts = -(-kernel // stride)
+    after = (count + shifts - 1) * stride - x.shape[0] - padding  # negative: cut off
+    edges = [(padding, after, 0), *[(0, 0, 0)] * (x.ndim - 1)]
+    blocks = jax.lax.pad(x, jnp.zeros((), dtype=x.dtype), edges).reshape(-1, stride, *x.shape[1:])
+    return jnp.concatenate([blocks[shift : shift + count] for shift in range(shifts)], axis=1)[:, :kernel]
 
 
 class PatchEmbedding(eqx.Module):

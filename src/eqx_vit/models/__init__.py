@@ -12,6 +12,7 @@ from eqx_vit.models import (
     patch_merger,
     pit,
     simple_vit,
+    t2t,
     twins_svt,
     vit,
     vit_small_datasets,
@@ -50,4 +51,5 @@ MODELS: dict[str, Architecture] = {
     ),
     "cvt": Architecture(cvt.CvT, cvt.CvTConfig, cvt.PRESETS, cvt.WEIGHTS),
     "nest": Architecture(nest.NesT, nest.NesTConfig, nest.PRESETS, nest.WEIGHTS),
+    "t2t": Architecture(t2t.T2TViT, t2t.T2TViTConfig, t2t.PRESETS, t2t.WEIGHTS),
 }

@@ -12,6 +12,7 @@ from eqx_vit.models.nest import NesTConfig
 from eqx_vit.models.patch_merger import PatchMergerViTConfig
 from eqx_vit.models.pit import PiTConfig
 from eqx_vit.models.simple_vit import SimpleViTConfig
+from eqx_vit.models.t2t import T2TViTConfig
 from eqx_vit.models.twins_svt import TwinsSVTConfig
 from eqx_vit.models.vit import ViTConfig
 from eqx_vit.models.vit_small_datasets import SmallDatasetViTConfig
@@ -25,6 +26,7 @@ from eqx_vit.weights import (
     patch_merger,
     pit,
     simple_vit,
+    t2t,
     twins_svt,
     vit,
     vit_small_datasets,
@@ -46,6 +48,7 @@ NAMES: Mapping[Any, Mapping[str, NameMap]] = {
     SmallDatasetViTConfig: vit_small_datasets.NAMES,
     CvTConfig: cvt.NAMES,
     NesTConfig: nest.NAMES,
+    T2TViTConfig: t2t.NAMES,
 }
 
 
