@@ -35,10 +35,10 @@ def create(
     - `config` is a preset's name (see `list_models`) or a config; `changes` replace fields of it:
         `create("vit_tiny_patch16_224", key=key, num_classes=10)`.
     - `pretrained`: True for the weights released under the preset's name; `"hf-hub:owner/name"` or a folder, with
-        timm's or transformers' `config.json`; a `.safetensors` or `.npz` file, in the layout of the preset's released weights
-        (`.npz`: Google's); or a `Source`, which says all of it. Changes of `num_classes`, `image_size` and `channels`
-        then adapt the weights as `eqx_vit.weights.load_state_dict` does: a fresh head, resized position tables, adapted
-        kernels.
+        timm's or transformers' `config.json`; a `.safetensors` or `.npz` file, in the layout of the preset's released
+        weights (`.npz`: Google's); or a `Source`, which says all of it. Changes of `num_classes`, `image_size` and
+        `channels` then adapt the weights as `eqx_vit.weights.load_state_dict` does: a fresh head, resized position
+        tables, adapted kernels.
 
     **Raises:** `ValueError` for an unknown name, field or value, or what is no random key, each with what would be
     right; for weights that do not fit, with every name that does not. `FileNotFoundError` for weights that are neither

@@ -166,7 +166,7 @@ def resize(model: Model, image_size: int | tuple[int, int]) -> Model:
 def rebuilt(model: Model, config: Any, changed: Mapping[str, Any]) -> Model:
     """The model of another config with the leaves of this one, but for those named in `changed`."""
     fresh = eqx.filter_eval_shape(type(model), config, key=jax.random.key(0))
-    carried = _nodes(model) | changed
+    carried = {**_nodes(model), **changed}
     return _filled(fresh, lambda name, _: carried[name])
 
 
