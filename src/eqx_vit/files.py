@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import ml_dtypes  # comes with jax
 import numpy as np
@@ -48,8 +48,8 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             arrays = {}
             for name, (dtype, shape, begin, end) in _entries(header, path.stat().st_size - start).items():
                 file.seek(start + begin)
-                arrays[name] = np.ndarray(shape, dtype, buffer=file.read(end - begin))
-    except (ValueError, TypeError, RecursionError) as error:
+                arrays[name] = array_of_bytes(file.read(end - begin), shape, dtype)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no safetensors file, or a damaged one: {error}") from error
     return arrays, {str(name): str(text) for name, text in metadata.items()}
 
@@ -62,6 +62,18 @@ def check_regular_file(path: Path) -> None:
         raise FileNotFoundError(f"there is no file {path}")
     if not path.is_file():
         raise ValueError(f"{path} is not a regular file")
+
+
+def array_of_bytes(
+    content: bytes, shape: tuple[int, ...], dtype: np.dtype, order: Literal["C", "F"] = "C"
+) -> np.ndarray:
+    """The array that these bytes are.
+
+    **Raises:** `ValueError` where they are too few or too many, and for shapes that numpy cannot have.
+    """
+    if len(content) != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{len(content)} bytes are not an array of shape {shape} and dtype {dtype}")
+    return np.ndarray(shape, dtype, buffer=content, order=order)
 
 
 _LONGEST_HEADER = 16 * 2**20  # of the largest released models it is below one megabyte

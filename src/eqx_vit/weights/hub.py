@@ -104,7 +104,9 @@ def _first_line(error: BaseException) -> str:
 def _huggingface_hub() -> ModuleType:
     try:
         import huggingface_hub
+        import huggingface_hub.constants
         import huggingface_hub.errors
+        import huggingface_hub.utils
     except ImportError as error:
         raise ImportError(
             "released weights need huggingface_hub: pip install 'eqx_vit[weights]'", name="huggingface_hub"

@@ -1,6 +1,7 @@
 """Weight files to named arrays. Nothing in a file is trusted, and it takes no more memory than it accounts for."""
 
 import math
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -10,11 +11,23 @@ from typing import IO
 import ml_dtypes
 import numpy as np
 
-from eqx_vit.files import check_regular_file, read_arrays
+from eqx_vit.files import array_of_bytes, check_regular_file, read_arrays
 
 _PICKLES = (".pt", ".pth", ".bin", ".tar", ".pkl", ".ckpt")
 # An honest archive of weights does not shrink by more; below the second number nobody can be hurt.
 _LARGEST_RATIO, _SMALL = 20, 64 * 2**20
+
+# What zipfile and numpy raise for damaged input. OSError: a place before the file's start. RuntimeError: encryption.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+)
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:
@@ -40,23 +53,13 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     check_regular_file(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = _checked(archive.infolist(), path.stat().st_size)
-            return {name: _array(archive, name, member) for name, member in members.items()}
-    except (
-        # What zipfile and numpy raise for damaged input; RuntimeError: an encrypted member.
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        ValueError,
-        TypeError,
-        KeyError,
-        OverflowError,
-        RuntimeError,
-        SyntaxError,
-    ) as error:
-        raise ValueError(f"{path} is no .npz file of weights, or a damaged one: {error}") from error
+    with open(path, "rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = _checked(archive.infolist(), path.stat().st_size)
+                return {name: _array(archive, name, member) for name, member in members.items()}
+        except _DAMAGE as error:
+            raise ValueError(f"{path} is no .npz file of weights, or a damaged one: {error}") from error
 
 
 def _checked(members: list[zipfile.ZipInfo], size: int) -> Mapping[str, zipfile.ZipInfo]:
@@ -90,15 +93,19 @@ def _array(archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo) -> np.n
             raise ValueError(
                 f"the array {name!r} of shape {shape} and dtype {dtype} cannot take {member.file_size} bytes"
             )
-        data = file.read(count)
-    return np.ndarray(shape, dtype, buffer=data, order="F" if columns_first else "C")
+        return array_of_bytes(file.read(), shape, dtype, order="F" if columns_first else "C")
 
 
 def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     """(shape, whether the first axis is the fastest, dtype)."""
     version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(file)
-    if version == (2, 0):
-        return np.lib.format.read_array_header_2_0(file)
-    raise ValueError(f"its arrays have version {version} of numpy's format")
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"its arrays have version {version} of numpy's format")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    try:
+        shape, columns_first, dtype = read(file)
+    except (TypeError, SyntaxError, MemoryError) as error:  # numpy evaluates the header as a Python literal
+        raise ValueError(f"the header of an array is no description: {error}") from error
+    if any(length < 0 for length in shape):
+        raise ValueError(f"an array cannot have shape {shape}")
+    return shape, columns_first, dtype
