@@ -8,6 +8,7 @@ import pytest
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 PRINTS = {
+    "finetune": ("digits 0 to 5: 0.9", "6, 7, 8, 9: 0.9", "timm.create_model"),
     "prototyping": ("'tokens dim'", "step 59"),
     "properties": ("60 random configurations",),
     "flax_dropin": ("epoch 12  test accuracy 0.9",),
