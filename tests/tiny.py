@@ -95,7 +95,7 @@ TINY: dict[str, Any] = {
         depth=(3, 2),
         global_window_size=(2, 1),
         local_window_size=2,
-        mlp_ratio=0.5,
+        mlp_ratio=1,
         cross_embed_kernel_sizes=((2, 4), (2, 4)),
         cross_embed_strides=2,
     ),

@@ -43,6 +43,7 @@ from eqx_vit.models.scalable_vit import ScalableViT as ScalableViT
 from eqx_vit.models.scalable_vit import ScalableViTConfig as ScalableViTConfig
 from eqx_vit.models.simple_vit import SimpleViT as SimpleViT
 from eqx_vit.models.simple_vit import SimpleViTConfig as SimpleViTConfig
+from eqx_vit.models.source import Source as Source
 from eqx_vit.models.t2t import T2TViT as T2TViT
 from eqx_vit.models.t2t import T2TViTConfig as T2TViTConfig
 from eqx_vit.models.twins_svt import TwinsSVT as TwinsSVT

@@ -1,5 +1,6 @@
-"""The one table of name maps: architecture and source to rules."""
+"""The tables of names: architecture and source to rules, and to the older spellings that released files have."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -37,7 +38,7 @@ from eqx_vit.weights import (
     vit,
     vit_small_datasets,
 )
-from eqx_vit.weights.rules import Constant, Rule
+from eqx_vit.weights.rules import Constant, Rule, Spellings
 
 NameMap = Callable[[Any], list[Rule | Constant]]
 
@@ -60,6 +61,30 @@ NAMES: Mapping[Any, Mapping[str, NameMap]] = {
     TwinsSVTConfig: twins_svt.NAMES,
     SmallDatasetViTConfig: vit_small_datasets.NAMES,
 }
+
+
+SPELLINGS: Mapping[Any, Mapping[str, Spellings]] = {
+    ViTConfig: vit.SPELLINGS,
+    LeViTConfig: levit.SPELLINGS,
+    CrossViTConfig: cross_vit.SPELLINGS,
+    PiTConfig: pit.SPELLINGS,
+    SimpleViTConfig: simple_vit.SPELLINGS,
+}
+
+# What saving a model that was trained on several devices leaves before every name.
+_WRAPPER = re.compile(r"^(module|_orig_mod)\.")
+
+
+def today(config: Any, source: str, name: str) -> str | None:
+    """The name that a map of `source` has for what a released file calls `name`; None for what is no weight."""
+    name = _WRAPPER.sub("", name)
+    for pattern, replacement in SPELLINGS.get(type(config), {}).get(source, ()):
+        if replacement is None:
+            if re.fullmatch(pattern, name):
+                return None
+        else:
+            name = re.sub(pattern, replacement, name)
+    return name
 
 
 def name_map(config: Any, source: str) -> list[Rule | Constant]:
