@@ -47,3 +47,10 @@ def flax(session: nox.Session) -> None:
     session.install("-e", ".[train,flax]", *group("tests"))
     session.run("pytest", "-n", "2", "tests/with_flax", *session.posargs)
     session.run("python", "examples/flax_dropin.py")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Speed and memory beside the peers; arguments go to tests/benchmarks/run.py, `--quick` and `--help` among them."""
+    session.install("-e", ".[train,flax]", "timm", "vit-pytorch", "transformers")
+    session.run("python", "tests/benchmarks/run.py", *session.posargs)
