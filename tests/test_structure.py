@@ -10,7 +10,20 @@ from eqx_vit import MODELS
 
 PACKAGE = Path(eqx_vit.__file__).parent
 # Each part may import those before it.
-ORDER = ["layers", "models", "files", "paths", "surface", "weights", "create", "testing", "flax", "train", "cli"]
+ORDER = [
+    "layers",
+    "models",
+    "files",
+    "paths",
+    "surface",
+    "counting",
+    "weights",
+    "create",
+    "testing",
+    "flax",
+    "train",
+    "cli",
+]
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
 
 

@@ -14,6 +14,7 @@ from eqx_vit import (
     ParallelViTHMLPConfig,
     PatchMergerViTConfig,
     PiTConfig,
+    RegionViTConfig,
     ScalableViTConfig,
     SimpleViTConfig,
     SmallDatasetViTConfig,
@@ -95,9 +96,19 @@ TINY: dict[str, Any] = {
         depth=(3, 2),
         global_window_size=(2, 1),
         local_window_size=2,
-        mlp_ratio=0.5,
+        mlp_ratio=1,
         cross_embed_kernel_sizes=((2, 4), (2, 4)),
         cross_embed_strides=2,
+    ),
+    "region_vit": RegionViTConfig(
+        num_classes=5,
+        dim=(8, 16),
+        depth=(2, 2),
+        window_size=2,
+        heads=2,
+        mlp_ratio=1.5,
+        tokenize_local_3_conv=True,
+        use_peg=True,
     ),
 }
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -57,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _failed(command, f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except ValueError as error:
-        return _failed(command, str(error))
+        options_named = re.sub(r"\bSettings\.(\w+)", lambda name: "--" + name[1].replace("_", "-"), str(error))
+        return _failed(command, options_named)
     except RuntimeError as error:  # JAX has no type of its own for this
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -75,14 +77,14 @@ def train(options: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(options).items() if name in TRAIN_SETTINGS and value is not None}
     if options.set:
         given["changes"] = parse_changes(options.set)
-    if options.data:
+    if options.data is not None:
         given["data"] = str(options.data.resolve())
     if options.image_size:
         given["image_size"] = options.image_size[0] if len(options.image_size) == 1 else options.image_size
 
     with Report() as report:
         if options.resume is not None:
-            named = [path for path in (options.resume, options.output) if path not in (None, Path())]
+            named = [path for path in (options.resume and Path(options.resume), options.output) if path]
             if len({path.resolve() for path in named}) > 1:
                 raise ValueError(f"--resume {named[0]} and --output {named[1]} are two folders: give one")
             folder = named[0] if named else newest_folder()
@@ -289,13 +291,13 @@ def _add_train_options(command: argparse.ArgumentParser) -> None:
     where = command.add_argument_group("where")
     where.add_argument("--output", type=Path, metavar="RUN", help="folder of the run (default: the next in runs/)")
     where.add_argument(
-        "--resume", type=Path, nargs="?", const=Path(), metavar="RUN",
+        "--resume", nargs="?", const="", metavar="RUN",
         help="continue the run in a folder (default: --output, or the newest in runs/) with its own settings",
     )  # fmt: skip
 
     how = command.add_argument_group("how")
     numbers: list[tuple[str, Any, str]] = [
-        ("--epochs", _at_least_one, "passes over the training images (default: 40; 10 for presets)"),
+        ("--epochs", _at_least_one, "passes over the training images (default: 40; 5 for presets)"),
         ("--batch-size", _at_least_one, "images a step (default: 32)"),
         ("--learning-rate", float, "of AdamW at its peak (default: 0.002; 0.0005 for presets)"),
         ("--warmup", float, "share of all steps in which it rises, before the cosine (default: 0.1)"),

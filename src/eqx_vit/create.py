@@ -15,22 +15,58 @@ import numpy as np
 
 from eqx_vit.files import read_arrays, write_arrays
 from eqx_vit.models import MODELS
+from eqx_vit.models.source import Source
 from eqx_vit.paths import named_leaves, named_statistics, with_named_leaves, with_named_statistics
-from eqx_vit.surface import architecture, build
+from eqx_vit.surface import architecture, build, checked_key, with_fields
 
 FORMAT = "eqx_vit model 1"
 
 
-def create(config: Any, *, key: Any, **changes: Any) -> tuple[eqx.Module, eqx.nn.State]:
-    """A freshly initialised model, in training mode, and its BatchNorm state (empty for models without).
+def create(
+    config: Any, *, key: Any, pretrained: bool | str | os.PathLike[str] | Source = False, **changes: Any
+) -> tuple[eqx.Module, eqx.nn.State]:
+    """A freshly initialised or pretrained model, in training mode, and its BatchNorm state (empty without BatchNorm).
 
-    **Arguments:** `config` is a preset's name (see `list_models`) or a config; `changes` replace fields of it:
-    `create("vit_tiny_patch16_224", key=key, num_classes=10)`.
+    **Arguments:**
+
+    - `config` is a preset's name (see `list_models`) or a config; `changes` replace fields of it:
+        `create("vit_tiny_patch16_224", key=key, num_classes=10)`.
+    - `pretrained`: True for the weights released under the preset's name; `"hf-hub:owner/name"` or a folder, with
+        timm's or transformers' `config.json`; a `.safetensors` or `.npz` file, in the layout of the preset's released
+        weights (`.npz`: Google's); or a `Source`, which says all of it. Changes of `num_classes`, `image_size` and
+        `channels` then adapt the weights as `eqx_vit.weights.load_state_dict` does: a fresh head, resized position
+        tables, adapted kernels.
 
     **Raises:** `ValueError` for an unknown name, field or value, or what is no random key, each with what would be
-    right.
+    right; for weights that do not fit, with every name that does not. `FileNotFoundError` for weights that are neither
+    here nor can be downloaded.
     """
-    return build(changed(preset(config) if isinstance(config, str) else config, changes), key)
+    checked_key(key)
+    name = config if isinstance(config, str) else None
+    plain = changed(preset(config) if name else config, changes)
+    return build(plain, key) if pretrained is False else _pretrained(plain, name, pretrained, changes, key)
+
+
+def _pretrained(
+    config: Any, name: str | None, pretrained: Any, changes: dict[str, Any], key: Any
+) -> tuple[eqx.Module, eqx.nn.State]:
+    """The model of the checkpoint, loaded, and made into that of `config`."""
+    # Not at the top: the name maps of all architectures would more than double the time that an import takes.
+    from eqx_vit.weights.checkpoint import find
+    from eqx_vit.weights.engine import load_state_dict
+    from eqx_vit.weights.read import read_weights
+
+    original = config if name is None else preset(name)
+    requests = {name: value for name, value in changes.items() if name in ("num_classes", "image_size", "channels")}
+    checkpoint = find(config, name, pretrained)
+    own = [field.name for field in dataclasses.fields(config)]
+    sizes = {field: getattr(original, field) for field in requests}
+    sizes |= {field: value for field, value in checkpoint.made_for.items() if field in own}
+    model_key, head_key = jax.random.split(key)
+    model, state = build(with_fields(config, sizes), model_key)
+    return load_state_dict(
+        model, state, read_weights(checkpoint.path), source=checkpoint.layout, key=head_key, **requests
+    )
 
 
 def preset(name: str) -> Any:
@@ -52,7 +88,7 @@ def changed(config: Any, changes: dict[str, Any]) -> Any:
     **Raises:** `ValueError` for a field that it does not have, with those that it has.
     """
     check_field_names(architecture(config).config, list(changes))
-    return dataclasses.replace(config, **changes)
+    return with_fields(config, changes)
 
 
 def check_field_names(config_class: Any, given: list[str]) -> None:
@@ -90,7 +126,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Any, eqx.nn.State]:
     """The model, in training mode, and the state that `save` wrote; each array in the dtype that it was saved in.
 
     **Raises:** `ValueError` for a damaged file, one that `save` did not write, and arrays that do not fit the config
-    (with every missing, unexpected or mis-shaped name); `FileNotFoundError`; `ImportError` without safetensors.
+    (with every missing, unexpected or mis-shaped name); `FileNotFoundError`.
     """
     arrays, metadata = read_arrays(Path(path))
     if metadata.get("format") != FORMAT or "model" not in metadata:

@@ -1,11 +1,14 @@
 """Files that are written whole or not at all, and safetensors files that are checked when they are read."""
 
+import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
+import ml_dtypes  # comes with jax
 import numpy as np
 
 
@@ -32,19 +35,106 @@ def write_arrays(path: Path, arrays: Mapping[str, Any], metadata: dict[str, str]
 def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The arrays of a safetensors file under their names, and the text beside them.
 
-    **Raises:** `ValueError` for what is no readable safetensors file, `FileNotFoundError` for a missing one,
-    `ImportError` where safetensors is not installed.
+    Nothing in the file is trusted: its header must describe the rest of the file exactly, so that no more memory is
+    taken than the file is large.
+
+    **Raises:** `ValueError` for what is no safetensors file, or a damaged one; `FileNotFoundError` for a missing one.
     """
-    safetensors = _safetensors()
+    check_regular_file(path)
+    try:
+        with open(path, "rb") as file:
+            header, start = _header(file, path.stat().st_size)
+            metadata = header.pop("__metadata__", {})
+            arrays = {}
+            for name, (dtype, shape, begin, end) in _entries(header, path.stat().st_size - start).items():
+                file.seek(start + begin)
+                arrays[name] = array_of_bytes(file.read(end - begin), shape, dtype)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no safetensors file, or a damaged one: {error}") from error
+    return arrays, {str(name): str(text) for name, text in metadata.items()}
+
+
+def check_regular_file(path: Path) -> None:
+    """Raise `FileNotFoundError` for a path to nothing, `ValueError` for one to a folder, a pipe or a device."""
     if path.is_dir():
-        raise ValueError(f"{path} is a folder, not a safetensors file")
+        raise ValueError(f"{path} is a folder, not a file")
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
-    try:
-        with safetensors.safe_open(path, framework="np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file, or a damaged one: {error}") from error
+    if not path.is_file():
+        raise ValueError(f"{path} is not a regular file")
+
+
+def array_of_bytes(
+    content: bytes, shape: tuple[int, ...], dtype: np.dtype, order: Literal["C", "F"] = "C"
+) -> np.ndarray:
+    """The array that these bytes are.
+
+    **Raises:** `ValueError` where they are too few or too many, and for shapes that numpy cannot have.
+    """
+    if len(content) != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{len(content)} bytes are not an array of shape {shape} and dtype {dtype}")
+    return np.ndarray(shape, dtype, buffer=content, order=order)
+
+
+_LONGEST_HEADER = 16 * 2**20  # of the largest released models it is below one megabyte
+_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U64": np.dtype(np.uint64),
+    "U32": np.dtype(np.uint32),
+    "U16": np.dtype(np.uint16),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+
+
+def _header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
+    """The header, and where the arrays begin."""
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or not 2 <= length <= min(size - 8, _LONGEST_HEADER):
+        raise ValueError(f"its header would be {length} bytes long, the file has {size}")
+    header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_without_repeats)
+    if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
+        raise ValueError("its header is not a table of arrays")
+    return header, 8 + length
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("its header names something twice")
+    return dict(pairs)
+
+
+def _entries(header: dict[str, Any], size: int) -> dict[str, tuple[np.dtype, tuple[int, ...], int, int]]:
+    """(dtype, shape, begin, end) of each array; together they cover the `size` bytes, none of them twice."""
+    entries = {name: _entry(name, fields) for name, fields in header.items()}
+    position = 0
+    for name, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
+        if begin != position:
+            raise ValueError(f"the array {name!r} begins at byte {begin}, the one before it ends at {position}")
+        position = end
+    if position != size:
+        raise ValueError(f"its arrays take {position} bytes, the file has {size} for them")
+    return entries
+
+
+def _entry(name: str, fields: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
+    match fields:
+        case {"dtype": str(kind), "shape": list(shape), "data_offsets": [begin, end]} if kind in _DTYPES:
+            numbers = [*shape, begin, end]
+            if all(type(number) is int and 0 <= number < 2**63 for number in numbers):
+                if math.prod(shape) * _DTYPES[kind].itemsize == end - begin:
+                    return _DTYPES[kind], tuple(shape), begin, end
+                raise ValueError(f"the array {name!r} of shape {shape} in {kind} cannot take {end - begin} bytes")
+    raise ValueError(f"the array {name!r} is described by {str(fields)[:200]}")
 
 
 def _safetensors() -> ModuleType:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from eqx_vit.layers import BATCH_AXIS, BatchNorm, Buffer, Conv, Linear
@@ -74,15 +75,16 @@ def forward(
     **Raises:** `ValueError` for images that do not fit the config, a missing key, or a stateful model without the
     state that `create` returned beside it.
     """
-    if jnp.ndim(images) != 4 or jnp.shape(images)[0] == 0:
+    if not isinstance(images, jax.Array | np.ndarray) or images.ndim != 4 or images.shape[0] == 0:
+        given = f"shape {images.shape}" if isinstance(images, jax.Array | np.ndarray) else f"a {type(images).__name__}"
         raise ValueError(
-            f"forward takes images of (batch, height, width, channels), given shape {jnp.shape(images)}: "
-            "one image is a batch of one, image[None]"
+            f"forward takes an array of (batch, height, width, channels), given {given}: one image is a batch of one, "
+            "image[None]"
         )
     keys = None if key is None else jax.random.split(checked_key(key), images.shape[0])
     if not isinstance(model, eqx.nn.StatefulLayer):
         return jax.vmap(lambda image, key: model(image, key=key))(images, keys), state
-    if not isinstance(state, eqx.nn.State) or any(jax.tree.leaves(norm.statistics) for _, norm in batch_norms(model)):
+    if not _belongs(state, model):
         raise ValueError(
             f"{type(model).__name__} has BatchNorm, and is made and called with its state: "
             "model, state = eqx_vit.create(config, key=key)"
@@ -131,36 +133,49 @@ def cast(model: Model, dtype: Any) -> Model:
     """The model with its floating-point arrays in another dtype, such as `jnp.bfloat16`.
 
     Softmax and normalisation statistics stay in float32; so does BatchNorm's state.
+
+    **Raises:** `ValueError` for a dtype that is not floating-point.
     """
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"cast takes a floating-point dtype such as jnp.bfloat16, given {dtype!r}")
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf, model)
 
 
-def replace_head(model: Model, num_classes: int, *, key: Any) -> Model:
+def replace_head(model: Model, num_classes: Any, *, key: Any) -> Model:
     """The model with a fresh head for `num_classes` (0: no head) and all else carried over; the state stays as it is.
 
     **Raises:** `ValueError` for an impossible number of classes.
     """
-    config = model.config
-    changes: dict[str, Any] = {"num_classes": num_classes}
-    if getattr(config, "num_distill_classes", None):
-        changes["num_distill_classes"] = num_classes or None
-    config = dataclasses.replace(config, **changes)
-    fresh, _ = build(config, key)
+    fresh, _ = build(with_fields(model.config, {"num_classes": num_classes}), key)
     old = _nodes(model)
     is_head = {name: name.split(".")[0] in ("head", "head_dist") for name in _nodes(fresh)}
     return _filled(fresh, lambda name, leaf: leaf if is_head[name] else old[name])
 
 
-def resize(model: Model, image_size: int | tuple[int, int]) -> Model:
+def with_fields(config: Any, changes: Mapping[str, Any]) -> Any:
+    """The config with some fields replaced; a second head has the classes of the first unless `changes` says so."""
+    if "num_classes" in changes and getattr(config, "num_distill_classes", None):
+        changes = {"num_distill_classes": changes["num_classes"] or None, **changes}
+    return dataclasses.replace(config, **changes)
+
+
+def resize(model: Model, image_size: Any) -> Model:
     """The model for another image size, (height, width) or one number: its position tables are resampled.
 
     Models that take any size come back as they are.
 
     **Raises:** `ValueError` for a size that the config refuses, and for models whose tables have no official rule.
     """
-    config, changed = model.resized(image_size)
+    sides = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f"image_size must be a number of pixels or (height, width), given {image_size!r}")
+    return rebuilt(model, *model.resized(image_size if isinstance(image_size, int) else tuple(sides)))
+
+
+def rebuilt(model: Model, config: Any, changed: Mapping[str, Any]) -> Model:
+    """The model of another config with the leaves of this one, but for those named in `changed`."""
     fresh = eqx.filter_eval_shape(type(model), config, key=jax.random.key(0))
-    carried = _nodes(model) | changed
+    carried = _nodes(model) | dict(changed)
     return _filled(fresh, lambda name, _: carried[name])
 
 
@@ -278,6 +293,18 @@ def flat_checked(collection: str, wanted: Mapping[str, Any], given: Any) -> dict
 def _skeleton(config: Any) -> tuple[Model, eqx.nn.State]:
     """The model and state of a config with shapes in place of arrays."""
     return eqx.filter_eval_shape(_build, architecture(config).model, config, jax.random.key(0))
+
+
+def _belongs(state: Any, model: Model) -> bool:
+    """Whether the state is the one that `create` made beside the model: neither holds the other's part."""
+    norms = [norm for _, norm in batch_norms(model)]
+    if not isinstance(state, eqx.nn.State) or any(jax.tree.leaves(norm.statistics) for norm in norms):
+        return False
+    try:
+        state.substate(model)
+    except KeyError:
+        return False
+    return True
 
 
 def _is_buffer(node: Any) -> bool:

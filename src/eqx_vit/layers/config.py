@@ -1,4 +1,7 @@
-"""What every configuration shares: checked fields, and sizes given as one number or as a pair."""
+"""What every configuration shares: checked fields, and sizes given as one number or as a pair.
+
+No function here is checked by the import hook: the presets call them thousands of times while the package is imported.
+"""
 
 import dataclasses
 import math
@@ -7,17 +10,20 @@ import typing
 from typing import Any
 
 
+@typing.no_type_check
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
     """(height, width) of a size given as one number (a square) or as a pair."""
     return (size, size) if isinstance(size, int) else size
 
 
+@typing.no_type_check
 def per_stage(value: Any, stages: int) -> tuple[Any, ...]:
     """`value` for each stage: one value stands for all of them, a short tuple is extended by its last."""
     values = value if isinstance(value, tuple) else (value,)
     return values + values[-1:] * (stages - len(values))
 
 
+@typing.no_type_check
 def check_fields(config: Any) -> None:
     """Check each field of a dataclass against its annotation.
 
@@ -33,12 +39,14 @@ def check_fields(config: Any) -> None:
         object.__setattr__(config, field.name, value)
 
 
+@typing.no_type_check
 def check(rule: bool, message: str) -> None:
     """Raise `ValueError(message)` unless `rule` holds."""
     if not rule:
         raise ValueError(message)
 
 
+@typing.no_type_check
 def check_positive(config: Any, *names: str) -> None:
     """Raise `ValueError` unless each named field (a number, or a tuple of them; None is skipped) is at least 1."""
     for name in names:
@@ -50,6 +58,7 @@ def check_positive(config: Any, *names: str) -> None:
         )
 
 
+@typing.no_type_check
 def check_rates(config: Any, *names: str) -> None:
     """Raise `ValueError` unless each named field is a probability in [0, 1)."""
     for name in names:
@@ -57,6 +66,7 @@ def check_rates(config: Any, *names: str) -> None:
         check(0 <= rate < 1, f"{type(config).__name__}.{name} must be at least 0 and below 1, given {rate!r}")
 
 
+@typing.no_type_check
 def check_multiple(name: str, size: int | tuple[int, int], step: int | tuple[int, int]) -> None:
     """Raise `ValueError` unless height and width are positive multiples of `step`, with the nearest sizes that are."""
     nearest = []
@@ -71,6 +81,7 @@ def check_multiple(name: str, size: int | tuple[int, int], step: int | tuple[int
         raise ValueError(f"{name} {size} is not a multiple of {step}: {ways}")
 
 
+@typing.no_type_check
 def spell(hint: Any) -> str:
     """A type hint in words: `int`, `int | tuple[int, int]`, `'cls' | 'mean'`."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
@@ -82,10 +93,12 @@ def spell(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
+@typing.no_type_check
 def _as_tuples(value: Any) -> Any:
     return tuple(_as_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
+@typing.no_type_check
 def _fits(value: Any, hint: Any) -> bool:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):

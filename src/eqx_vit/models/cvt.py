@@ -400,5 +400,11 @@ PRESETS: dict[str, CvTConfig] = {
 
 # The weights are those of the official code, which has QuickGELU; transformers computes them with the exact GELU.
 WEIGHTS: dict[str, Source] = {
-    name: Source(hub=f"microsoft/{name}", layout="hf", crop=1.0 if "384" in name else 0.875) for name in PRESETS
+    name: Source(
+        hub=f"microsoft/{name}",
+        layout="hf",
+        image_size=384 if "384" in name else 224,
+        crop=1.0 if "384" in name else 0.875,
+    )
+    for name in PRESETS
 }

@@ -11,10 +11,11 @@ INCEPTION_MEAN, INCEPTION_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 class Source:
     """One released checkpoint. `layout` names its keys: see `eqx_vit.weights.load_state_dict`."""
 
-    hub: str  # the repository on the Hugging Face hub, or a URL
+    hub: str  # the repository on the Hugging Face hub, or a URL, or an absolute path
     layout: Literal["timm", "official", "hf", "flax"] = "timm"
     file: str = "model.safetensors"
     sha256: str | None = None
+    image_size: int = 224  # for models that take any size: the others' configs say it
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"

@@ -119,7 +119,7 @@ class T2TViTConfig:
 
     @property
     def smallest_side(self):
-        """The image side that leaves one token after the last split."""
+        """The smallest image side that leaves a token after the last split."""
         side = 1
         for kernel, stride, padding in reversed(self.splits):
             side = max((side - 1) * stride + kernel - 2 * padding, 1)
@@ -389,7 +389,7 @@ _FILES = {  # the official releases, named by their accuracy
 
 WEIGHTS: dict[str, Source] = {
     name: Source(
-        hub="https://github.com/yitu-opensource/T2T-ViT/releases/download/main",
+        hub=f"https://github.com/yitu-opensource/T2T-ViT/releases/download/main/{file}.pth.tar",
         layout="official",
         file=f"{file}.pth.tar",
         license="bsd-3-clause-clear",

@@ -4,6 +4,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import optax
 
 from eqx_vit.paths import path_name
@@ -16,9 +17,10 @@ FINAL_SHARE = 0.01  # of the peak learning rate, at the last step
 def learning_rate(settings: Settings, steps: int) -> optax.Schedule:
     """The learning rate by step: a line up from 0, then half a cosine down to a hundredth of the peak."""
     peak = settings.learning_rate
-    return optax.warmup_cosine_decay_schedule(
+    schedule = optax.warmup_cosine_decay_schedule(
         0.0, peak, warmup_steps=int(settings.warmup * steps), decay_steps=steps, end_value=FINAL_SHARE * peak
     )
+    return lambda step: schedule(jnp.asarray(step, dtype=jnp.float32))  # an int would not pass strict promotion
 
 
 def make_optimiser(config: Any, settings: Settings, steps: int) -> optax.GradientTransformation:

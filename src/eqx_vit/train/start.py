@@ -14,7 +14,7 @@ from eqx_vit.train.settings import Settings
 
 # Presets see hundreds of times the pixels of a digit: fewer epochs keep them within minutes.
 SMALL_DEFAULTS: dict[str, Any] = {"epochs": 40, "learning_rate": 2e-3}
-PRESET_DEFAULTS: dict[str, Any] = {"epochs": 10, "learning_rate": 5e-4}
+PRESET_DEFAULTS: dict[str, Any] = {"epochs": 5, "learning_rate": 5e-4}
 
 
 def new_run(given: dict[str, Any], report: Report) -> tuple[Run, Data]:
@@ -22,7 +22,7 @@ def new_run(given: dict[str, Any], report: Report) -> tuple[Run, Data]:
 
     **Raises:** `ValueError` for a wrong setting, model, or image folder.
     """
-    model = given.get("model") or ("photos" if given.get("data") else "digits")
+    model = given.get("model", "photos" if "data" in given else "digits")
     defaults = SMALL_DEFAULTS if model in SMALL else PRESET_DEFAULTS
     settings = Settings(**({"changes": {}} | defaults | given | {"model": model}))
     names = class_names(Path(settings.data)) if settings.data else [str(digit) for digit in range(10)]

@@ -101,7 +101,8 @@ def _train_step(
 
     gradient = jax.grad(_loss, argnums=1, has_aux=True)
     gradients, (state, loss, correct) = gradient(recipe, train.params, train.state, model_key, batch, targets)
-    updates, optimiser = recipe.optimiser.update(gradients, train.optimiser, train.params)
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam does not pass the strict one
+        updates, optimiser = recipe.optimiser.update(gradients, train.optimiser, train.params)
     params = optax.apply_updates(train.params, updates)
 
     ema = _averaged(recipe.ema, train.step, train.ema, {"params": params, "batch_stats": state["batch_stats"]})

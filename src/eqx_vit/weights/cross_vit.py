@@ -84,3 +84,5 @@ def _token(ours: str, theirs: str) -> Rule:
 
 
 NAMES = {"official": _official, "timm": _timm}
+
+SPELLINGS = {"timm": [(r"^(cls_token|pos_embed)\.([01])$", r"\1_\2")]}  # files from before timm renamed them

@@ -7,7 +7,7 @@ import numpy as np
 
 from eqx_vit.layers.config import per_stage
 from eqx_vit.models.levit import LeViTConfig, distances
-from eqx_vit.weights.rules import Constant, Rule, batch_norm, inside, rearranged, same, stack
+from eqx_vit.weights.rules import Constant, Rule, Spellings, batch_norm, inside, rearranged, same, stack
 
 
 @dataclass(frozen=True)
@@ -181,3 +181,8 @@ def _index(config: LeViTConfig, stage: int, stride: int, names: _Names) -> list[
 
 
 NAMES = {"official": _official, "timm": _timm, "hf": _hf}
+
+# The ports once saved the official code's index tables too.
+_TABLES: Spellings = [(r".*\.attention_bias_idxs", None)]
+
+SPELLINGS = {"timm": _TABLES, "hf": _TABLES}

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from eqx_vit.weights.rules import Constant, Rule, rearranged, same
+from eqx_vit.weights.rules import Constant, Rule, Spellings, rearranged, same
 
 
 def dense(ours: str, theirs: str) -> list[Rule | Constant]:
@@ -83,3 +83,13 @@ def scanned(ours: str, theirs: str, rules: Iterable[Rule | Constant]) -> list[Ru
         moved = tuple(theirs + name for name in names)
         result.append(replace(rule, ours=f"{ours}.block.{rule.ours}", theirs=(moved,), pattern=pattern))
     return result
+
+
+# Released files may be whole training states, and those of 2020 number the parts of a block as linen did not yet.
+SPELLINGS: Spellings = [
+    (r"^(opt/target|optimizer/target|target|params)/", ""),
+    (r"(encoderblock(_\d+)?)/MultiHeadDotProductAttention_1/", r"\1/MultiHeadDotProductAttention_0/"),
+    (r"(encoderblock(_\d+)?)/LayerNorm_2/", r"\1/LayerNorm_1/"),
+    (r"(encoderblock(_\d+)?)/MlpBlock_3/", r"\1/MlpBlock_0/"),
+    (r"opt/state/.*|opt/step|optimizer/state/.*|step", None),
+]

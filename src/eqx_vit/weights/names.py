@@ -1,5 +1,6 @@
-"""The one table of name maps: architecture and source to rules."""
+"""The tables of names: architecture and source to rules, and to the older spellings that released files have."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from eqx_vit.models.nest import NesTConfig
 from eqx_vit.models.parallel_vit import ParallelViTConfig, ParallelViTHMLPConfig
 from eqx_vit.models.patch_merger import PatchMergerViTConfig
 from eqx_vit.models.pit import PiTConfig
+from eqx_vit.models.region_vit import RegionViTConfig
 from eqx_vit.models.scalable_vit import ScalableViTConfig
 from eqx_vit.models.simple_vit import SimpleViTConfig
 from eqx_vit.models.t2t import T2TViTConfig
@@ -30,6 +32,7 @@ from eqx_vit.weights import (
     parallel_vit,
     patch_merger,
     pit,
+    region_vit,
     scalable_vit,
     simple_vit,
     t2t,
@@ -37,7 +40,7 @@ from eqx_vit.weights import (
     vit,
     vit_small_datasets,
 )
-from eqx_vit.weights.rules import Constant, Rule
+from eqx_vit.weights.rules import Constant, Rule, Spellings
 
 NameMap = Callable[[Any], list[Rule | Constant]]
 
@@ -59,7 +62,32 @@ NAMES: Mapping[Any, Mapping[str, NameMap]] = {
     T2TViTConfig: t2t.NAMES,
     TwinsSVTConfig: twins_svt.NAMES,
     SmallDatasetViTConfig: vit_small_datasets.NAMES,
+    RegionViTConfig: region_vit.NAMES,
 }
+
+
+SPELLINGS: Mapping[Any, Mapping[str, Spellings]] = {
+    ViTConfig: vit.SPELLINGS,
+    LeViTConfig: levit.SPELLINGS,
+    CrossViTConfig: cross_vit.SPELLINGS,
+    PiTConfig: pit.SPELLINGS,
+    SimpleViTConfig: simple_vit.SPELLINGS,
+}
+
+# What saving a model that was trained on several devices leaves before every name.
+_WRAPPER = re.compile(r"^(module|_orig_mod)\.")
+
+
+def today(config: Any, source: str, name: str) -> str | None:
+    """The name that a map of `source` has for what a released file calls `name`; None for what is no weight."""
+    name = _WRAPPER.sub("", name)
+    for pattern, replacement in SPELLINGS.get(type(config), {}).get(source, ()):
+        if replacement is None:
+            if re.fullmatch(pattern, name):
+                return None
+        else:
+            name = re.sub(pattern, replacement, name)
+    return name
 
 
 def name_map(config: Any, source: str) -> list[Rule | Constant]:

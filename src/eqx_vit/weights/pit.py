@@ -38,3 +38,6 @@ def _rules(config: PiTConfig, pool_name: Callable[[int], str]) -> list[Rule | Co
 
 
 NAMES = {"official": _official, "timm": _timm}
+
+# Files from before timm put the pools into the stages.
+SPELLINGS = {"timm": [(r"^pools\.(\d)\.", lambda match: f"transformers.{int(match[1]) + 1}.pool.")]}

@@ -4,7 +4,8 @@ A map is a list of rules, plain data that reads in both directions. Layouts are 
 "theirs -> ours"; the way back swaps the two sides.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -72,6 +73,11 @@ class Constant:
     name: str
     value: Any
     saved: bool = True
+
+
+# Older spellings of a source's names: a regular expression and what takes its place, None for what is to be left out.
+# They are tried in order, each on what the one before it gave.
+Spellings = Sequence[tuple[str, str | Callable[[re.Match[str]], str] | None]]
 
 
 def same(ours: str, theirs: str) -> Rule:

@@ -82,3 +82,5 @@ def _token(ours: str, theirs: str) -> Rule:
 
 
 NAMES = {"official": _official, "official_scan": _official_scan, "flax": _official, "timm": _timm}
+
+SPELLINGS = dict.fromkeys(("official", "official_scan", "flax"), linen.SPELLINGS)

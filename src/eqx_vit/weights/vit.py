@@ -3,7 +3,7 @@
 from eqx_vit.layers.config import pair
 from eqx_vit.models.vit import ViTConfig
 from eqx_vit.weights import linen
-from eqx_vit.weights.rules import Constant, Rule, affine, inside, patch_embedding, rearranged, same, stack
+from eqx_vit.weights.rules import Constant, Rule, Spellings, affine, inside, patch_embedding, rearranged, same, stack
 
 _TOKEN = "one tokens dim -> (one tokens) dim"
 
@@ -99,3 +99,18 @@ def _token(ours: str, theirs: str) -> Rule:
 
 
 NAMES = {"timm": _timm, "official": _official, "hf": _hf, "flax": _flax}
+
+# The files on the Hugging Face hub are older than transformers 5, and have the output of a pooler that nobody reads.
+_HF: Spellings = [
+    (r"^(vit|deit)\.encoder\.layer\.", r"\1.layers."),
+    (r"\.attention\.attention\.(q)uery\.", r".attention.\1_proj."),
+    (r"\.attention\.attention\.(k)ey\.", r".attention.\1_proj."),
+    (r"\.attention\.attention\.(v)alue\.", r".attention.\1_proj."),
+    (r"\.attention\.output\.dense\.", ".attention.o_proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"(layers\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+    (r"(vit|deit)\.pooler\.dense\.(weight|bias)", None),
+]
+_GAMMA: Spellings = [(r"^(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma")]
+
+SPELLINGS = {"timm": _GAMMA, "hf": _HF, "flax": linen.SPELLINGS}

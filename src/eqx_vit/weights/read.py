@@ -1,0 +1,111 @@
+"""Weight files to named arrays. Nothing in a file is trusted, and it takes no more memory than it accounts for."""
+
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+import ml_dtypes
+import numpy as np
+
+from eqx_vit.files import array_of_bytes, check_regular_file, read_arrays
+
+_PICKLES = (".pt", ".pth", ".bin", ".tar", ".pkl", ".ckpt")
+# An honest archive of weights does not shrink by more; below the second number nobody can be hurt.
+_LARGEST_RATIO, _SMALL = 20, 64 * 2**20
+
+# What zipfile and numpy raise for damaged input. OSError: a place before the file's start. RuntimeError: encryption.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+)
+
+
+def read_weights(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a `.safetensors` or `.npz` file, under the names that they have there.
+
+    **Raises:** `ValueError` for a damaged or hostile file, and for PyTorch's pickles, which can run any code when they
+    are read: they are converted first. `FileNotFoundError` for a missing file.
+    """
+    if path.suffix in _PICKLES:
+        raise ValueError(
+            f"{path} is a pickle: convert it with python -m eqx_vit.weights.convert {path.name} "
+            f"{path.name.split('.')[0]}.safetensors"
+        )
+    if path.suffix not in (".safetensors", ".npz"):
+        raise ValueError(f"{path} is neither a .safetensors nor a .npz file")
+    if path.suffix == ".npz":
+        return _read_npz(path)
+    arrays, metadata = read_arrays(path)
+    if metadata.get("format", "").startswith("eqx_vit"):
+        raise ValueError(f"{path} was written by eqx_vit.save: eqx_vit.load({str(path)!r}) reads it")
+    return arrays
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    check_regular_file(path)
+    with open(path, "rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = _checked(archive.infolist(), path.stat().st_size)
+                return {name: _array(archive, name, member) for name, member in members.items()}
+        except _DAMAGE as error:
+            raise ValueError(f"{path} is no .npz file of weights, or a damaged one: {error}") from error
+
+
+def _checked(members: list[zipfile.ZipInfo], size: int) -> Mapping[str, zipfile.ZipInfo]:
+    """The members under the names of their arrays."""
+    total = sum(member.file_size for member in members)
+    if total > max(_SMALL, _LARGEST_RATIO * size):
+        raise ValueError(f"its {size} bytes claim to hold {total}")
+    named: dict[str, zipfile.ZipInfo] = {}
+    for member in members:
+        name = member.filename.removesuffix(".npy")
+        parts = name.split("/")
+        if name == member.filename or "\\" in name or ":" in name or {"", ".", ".."} & set(parts):
+            raise ValueError(f"its member {member.filename!r} is not the name of an array")
+        if name in named:
+            raise ValueError(f"it has {name!r} twice")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"its member {name!r} is compressed in a way that numpy does not use")
+        named[name] = member
+    return named
+
+
+def _array(archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(member) as file:
+        shape, columns_first, dtype = _npy_header(file)
+        if dtype == np.dtype("V2"):  # how numpy saves a dtype that it does not know
+            dtype = np.dtype(ml_dtypes.bfloat16)
+        if dtype.kind not in "fiub" and dtype != np.dtype(ml_dtypes.bfloat16):
+            raise ValueError(f"the array {name!r} has dtype {dtype}, which is not a number's")
+        count = math.prod(shape) * dtype.itemsize
+        if file.tell() + count != member.file_size:
+            raise ValueError(
+                f"the array {name!r} of shape {shape} and dtype {dtype} cannot take {member.file_size} bytes"
+            )
+        return array_of_bytes(file.read(), shape, dtype, order="F" if columns_first else "C")
+
+
+def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """(shape, whether the first axis is the fastest, dtype)."""
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"its arrays have version {version} of numpy's format")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    try:
+        shape, columns_first, dtype = read(file)
+    except (TypeError, SyntaxError, MemoryError) as error:  # numpy evaluates the header as a Python literal
+        raise ValueError(f"the header of an array is no description: {error}") from error
+    if any(length < 0 for length in shape):
+        raise ValueError(f"an array cannot have shape {shape}")
+    return shape, columns_first, dtype

@@ -1,0 +1,224 @@
+"""The command line: what each command prints, and one clear line with exit code 2 for every stupid input."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import eqx_vit
+from eqx_vit.cli import main
+
+TINY = ["--batch-size", "64", "--set", "dim=16", "--set", "depth=1", "--set", "heads=2", "--set", "mlp_dim=16"]
+
+
+def run(*arguments: str | Path) -> int:
+    """The exit code of a command line."""
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as stop:  # argparse's way
+        return int(stop.code or 0)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short run."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    assert run("train", *TINY, "--epochs", "6", "--learning-rate", "0.01", "--output", folder) == 0
+    return folder
+
+
+@pytest.fixture
+def digit(tmp_path: Path) -> Path:
+    """A handwritten zero as a PNG of another size."""
+    pixels = (load_digits().images[0] * 15.9).astype(np.uint8)
+    path = tmp_path / "zero.png"
+    Image.fromarray(pixels).resize((90, 120), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """The one line on standard error of a command that must fail."""
+    capsys.readouterr()
+    assert run(*arguments) == 2
+    output = capsys.readouterr()
+    assert output.err.count("\n") == 1, output.err
+    assert output.err.startswith("eqx-vit")
+    assert "Traceback" not in output.err + output.out
+    return output.err
+
+
+def test_evaluate(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("evaluate", trained, "--checkpoint", "last", "--split", "validation") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.search(r"last\.safetensors on 179 validation images: accuracy [\d.]+%, loss [\d.]+", lines[0])
+    assert len(lines) == 11
+
+
+def test_evaluate_repeats_the_result_of_training(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("evaluate", trained) == 0
+    found = re.search(r"accuracy ([\d.]+)%", capsys.readouterr().out)
+    assert found
+    expected = float((trained / "metrics.jsonl").read_text().splitlines()[-1].rpartition(": ")[2].strip("}"))
+    assert float(found[1]) == pytest.approx(100 * expected, abs=0.01)
+
+
+def test_predict(trained: Path, digit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grey = Image.open(digit)
+    pixels = np.asarray(grey)
+    variants = {"colour.jpg": grey.convert("RGB"), "alpha.png": grey.convert("RGBA")}
+    variants["deep.png"] = Image.fromarray(pixels.astype(np.uint16) * 257)
+    for name, image in variants.items():
+        image.save(tmp_path / name)
+    assert run("predict", trained, digit, *(tmp_path / name for name in variants)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 * 6
+    for first in range(0, 24, 6):
+        shares = [float(line.split("%")[0]) for line in lines[first + 1 : first + 6]]
+        assert shares == sorted(shares, reverse=True)
+        assert lines[first + 1].split() == pytest.approx(lines[first + 1].split())
+        assert lines[first + 1].endswith("  0")
+    Image.fromarray(255 - pixels).save(tmp_path / "ink.png")
+    assert run("predict", trained, tmp_path / "ink.png", "--invert", "--top", "1") == 0
+    assert capsys.readouterr().out.splitlines()[1].endswith("  0")
+
+
+def test_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("models", "levit_128*") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["name", "parameters", "image", "size"]
+    assert lines[1].split() == ["levit_128s", "7,777,058", "224", "x", "224"]
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["predict"], ["models"]])
+def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*command, "--help") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 5
+    assert max(map(len, lines)) <= 120
+
+
+def test_resuming_a_finished_run_repeats_its_result(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (trained / "metrics.jsonl").read_text()
+    assert run("train", "--resume", trained, "--epochs", "6") == 0
+    assert "test accuracy" in capsys.readouterr().out
+    assert (trained / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "vitt"], "there is no model 'vitt': did you mean vit"),
+        (["--model", "vit"], "ViTConfig needs image_size"),
+        (["--model", ""], "there is no model"),
+        (["--set", "dimm=3"], "no field 'dimm': did you mean dim?"),
+        (["--set", "dim=many"], "ViTConfig.dim must be int, given 'many'"),
+        (["--set", "dim"], "--set takes field=value"),
+        (["--set", "dim=-4"], "ViTConfig.dim must be at least 1"),
+        (["--set", "patch_size=3"], "not a multiple of 3"),
+        (["--set", "num_classes=2"], "too few"),
+        (["--epochs", "0"], "--epochs"),
+        (["--epochs", "many"], "--epochs"),
+        (["--learning-rate", "nan"], "--learning-rate must be"),
+        (["--learning-rate", "-1"], "--learning-rate must be"),
+        (["--ema", "2"], "--ema must be"),
+        (["--seed", "-1"], "--seed must be"),
+        (["--image-size", "0"], "--image-size"),
+        (["--image-size", "8x8x8"], "--image-size"),
+        (["--data", "nowhere"], "there is no folder"),
+        (["--data", "."], "has no sub-folders"),
+        (["--resume"], "there is no run to resume"),
+        (["--resume", "nowhere"], "there is no run folder nowhere"),
+        (["--resume", "."], "is no run folder"),
+        (["--resume", "a", "--output", "b"], "two folders"),
+        (["--nonsense"], "--nonsense"),
+    ],
+)
+def test_stupid_training(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert words in refused(capsys, "train", *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_existing_folders_and_changed_settings(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "already holds a run" in refused(capsys, "train", "--output", trained)
+    message = refused(capsys, "train", "--resume", trained, "--epochs", "9", "--set", "dim=32")
+    assert "epochs is 6, not 9" in message
+    assert "'dim': 32" in message
+
+
+def test_stupid_folders_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "broken.png").write_bytes(b"nothing")
+    message = refused(capsys, "train", "--data", tmp_path / "data", "--output", tmp_path / "run")
+    assert "cat (0), dog (0); 2 unreadable, such as" in message
+    (tmp_path / "data" / "dog" / "broken.png").unlink()
+    (tmp_path / "data" / "dog").rmdir()
+    assert "one class only" in refused(capsys, "train", "--data", tmp_path / "data")
+
+
+def test_stupid_evaluation_and_prediction(
+    trained: Path, digit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(digit.read_bytes()[:60])
+    text = tmp_path / "text.png"
+    text.write_text("hello")
+    for arguments, words in (
+        (["evaluate"], "required: RUN"),
+        (["evaluate", tmp_path / "nope"], "there is no run folder"),
+        (["evaluate", tmp_path], "is no run folder: it has no config.json"),
+        (["evaluate", trained, "--checkpoint", "middle"], "invalid choice: 'middle'"),
+        (["evaluate", trained, "--split", "all"], "invalid choice: 'all'"),
+        (["predict", trained], "required: IMAGE"),
+        (["predict", trained, tmp_path / "nope.png"], "there is no file"),
+        (["predict", trained, tmp_path], "is a folder"),
+        (["predict", trained, digit, broken, text], "text.png is no picture"),
+        (["predict", trained, digit, "--top", "0"], "--top"),
+        (["predict", tmp_path, digit], "is no run folder"),
+        (["models", "gpt*"], "no model matches 'gpt*'"),
+        (["models", "vit", "cait"], "unrecognized arguments: cait"),
+        ([], "required: COMMAND"),
+        (["trian"], "invalid choice: 'trian'"),
+    ):
+        assert words in refused(capsys, *arguments)
+
+
+def test_damaged_checkpoints(trained: Path, digit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_bytes((trained / "config.json").read_bytes())
+    assert "has no best.safetensors yet" in refused(capsys, "predict", tmp_path, digit)
+    (tmp_path / "best.safetensors").write_bytes((trained / "best.safetensors").read_bytes()[:-1])
+    assert "best.safetensors is no safetensors file" in refused(capsys, "evaluate", tmp_path)
+    eqx_vit.save(tmp_path / "best.safetensors", *eqx_vit.load(trained / "best.safetensors"))
+    (tmp_path / "config.json").write_text("{")
+    assert "config.json is damaged" in refused(capsys, "evaluate", tmp_path)
+
+
+def test_a_missing_extra_is_named_and_models_needs_none(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "for name in ('optax', 'safetensors', 'sklearn', 'PIL', 'rich', 'matplotlib'): sys.modules[name] = None\n"
+        "from eqx_vit.cli import main\n"
+        "print(main(['models', 'levit_128s']), main(['train']), main(['evaluate', '.']), main(['predict', '.', 'x']))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(eqx_vit.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1] == "0 2 2 2", done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 3
+    assert all("pip install 'eqx_vit[train]'" in line for line in lines)

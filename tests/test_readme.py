@@ -1,0 +1,43 @@
+"""The README's Python runs, and its error messages are the real ones."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from eqx_vit import MODELS
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def blocks(heading: str) -> list[str]:
+    """The Python blocks of a section."""
+    section = README.split(f"## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+
+
+def test_the_first_model_runs_and_the_errors_are_as_printed() -> None:
+    names: dict[str, Any] = {}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        exec(blocks("A first model")[0], names)
+    assert names["logits"].shape == (8, 10)
+    (transcript,) = blocks("When a shape is wrong")
+    for call, message in re.findall(r">>> (.*?)\nValueError: (.*?)(?=\n>>>|\Z)", transcript, flags=re.DOTALL):
+        with pytest.raises(ValueError) as raised:  # noqa: PT011
+            eval(call, names | {"jnp": jnp})
+        assert " ".join(str(raised.value).split()) == " ".join(message.split())
+
+
+def test_every_architecture_has_its_row() -> None:
+    table = README.split("## Architectures\n")[1].split("\n## ")[0]
+    rows = {row.model.__name__ for row in MODELS.values()}
+    assert {name for name in rows if f"`{name}`" not in table} == set()
+
+
+def test_paths_that_the_readme_names_exist() -> None:
+    root = Path(__file__).parent.parent
+    for path in re.findall(r"`(examples/\w+\.py|tests/\w+\.py)`", README):
+        assert (root / path).exists(), path

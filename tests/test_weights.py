@@ -1,0 +1,716 @@
+"""Weights in and out: every map both ways, requests, files good and bad, the hub's cache, folders for others."""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import struct
+import sys
+import types
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import TINY
+
+import eqx_vit
+from eqx_vit import MODELS
+from eqx_vit.counting import multiply_adds
+from eqx_vit.create import preset
+from eqx_vit.files import read_arrays, write_arrays
+from eqx_vit.layers import resize_grid, resize_grid_corners
+from eqx_vit.paths import named_leaves, named_statistics
+from eqx_vit.surface import build
+from eqx_vit.weights import export, load_state_dict, preprocessing, read_weights, to_state_dict
+from eqx_vit.weights.convert import convert, main, weights_in
+from eqx_vit.weights.hub import fetch, url_cache
+from eqx_vit.weights.names import NAMES, today
+
+KEY = jax.random.key(0)
+MAPS = [(name, source) for name, row in MODELS.items() for source in NAMES[row.config]]
+VIT = eqx_vit.ViTConfig(image_size=16, patch_size=4, num_classes=5, dim=8, depth=2, heads=2, mlp_dim=12)
+EXPRESSIBLE = {("patch_merger", "vit_pytorch"): {"patch_norm": True}}  # what a layout cannot do without
+
+
+def skeleton(config: Any) -> tuple[Any, Any]:
+    """The model and state of a config with shapes in place of arrays: nothing is compiled."""
+    return eqx.filter_eval_shape(build, config, KEY)
+
+
+def filled(config: Any, seed: int = 0) -> tuple[Any, Any]:
+    """The model and state of a config with random arrays, made by numpy."""
+    random = np.random.default_rng(seed)
+    model, state = skeleton(config)
+    draw = lambda leaf: jnp.asarray(random.standard_normal(leaf.shape).astype(leaf.dtype))
+    return jax.tree.map(lambda leaf: draw(leaf) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf, (model, state))
+
+
+def leaves_of(model: Any, state: Any) -> dict[str, Any]:
+    return named_leaves(model) | named_statistics(model, state)
+
+
+def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert set(found) == set(expected)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+# The maps
+
+
+@pytest.mark.parametrize(("name", "source"), MAPS)
+def test_a_state_dict_comes_back_as_it_went_in(name: str, source: str) -> None:
+    config = dataclasses.replace(TINY[name], **EXPRESSIBLE.get((name, source), {}))
+    model, state = filled(config)
+    there = to_state_dict(model, state, source)
+    loaded = load_state_dict(*filled(config, seed=1), there, source=source)
+    assert_equal(leaves_of(*loaded), leaves_of(model, state))
+    assert_equal(to_state_dict(*loaded, source), there)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_preset_is_covered_by_the_layout_of_its_weights(name: str) -> None:
+    row = MODELS[name]
+    seen = set()
+    for preset_name, source in row.weights.items():
+        config = row.presets[preset_name]
+        sized = dataclasses.asdict(config).get("image_size", source.image_size)
+        assert preprocessing(preset_name).image_size == ((sized, sized) if isinstance(sized, int) else sized)
+        switches = tuple(value if isinstance(value, bool) else value is None for value in dataclasses.astuple(config))
+        if switches not in seen:  # presets that differ in sizes alone have the same names
+            names = {getattr(rule, "ours", None) for rule in NAMES[row.config][source.layout](config)}
+            assert set(leaves_of(*skeleton(config))) <= names, preset_name
+        seen.add(switches)
+
+
+OLDER = {
+    "vit.encoder.layer.3.attention.attention.query.weight": "vit.layers.3.attention.q_proj.weight",
+    "vit.encoder.layer.3.attention.attention.value.bias": "vit.layers.3.attention.v_proj.bias",
+    "vit.encoder.layer.3.attention.output.dense.weight": "vit.layers.3.attention.o_proj.weight",
+    "vit.encoder.layer.3.intermediate.dense.bias": "vit.layers.3.mlp.fc1.bias",
+    "vit.encoder.layer.3.output.dense.bias": "vit.layers.3.mlp.fc2.bias",
+    "vit.encoder.layer.3.layernorm_before.weight": "vit.layers.3.layernorm_before.weight",
+    "vit.pooler.dense.bias": None,
+    "classifier.bias": "classifier.bias",
+}
+GOOGLE = {
+    "opt/target/Transformer/encoderblock_1/MultiHeadDotProductAttention_1/out/bias": (
+        "Transformer/encoderblock_1/MultiHeadDotProductAttention_0/out/bias"
+    ),
+    "Transformer/encoderblock_0/MlpBlock_3/Dense_1/kernel": "Transformer/encoderblock_0/MlpBlock_0/Dense_1/kernel",
+    "Transformer/encoderblock_0/LayerNorm_2/scale": "Transformer/encoderblock_0/LayerNorm_1/scale",
+    "Transformer/encoderblock_0/LayerNorm_0/scale": "Transformer/encoderblock_0/LayerNorm_0/scale",
+    "params/head/kernel": "head/kernel",
+}
+
+
+def test_older_spellings_are_known() -> None:
+    for names, source in ((OLDER, "hf"), (GOOGLE, "flax")):
+        assert {name: today(VIT, source, name) for name in names} == names
+    assert today(VIT, "timm", "module.blocks.0.gamma_2") == "blocks.0.ls2.gamma"
+    assert today(TINY["cait"], "timm", "module.blocks.0.gamma_2") == "blocks.0.gamma_2"
+    assert today(TINY["pit"], "timm", "pools.1.conv.bias") == "transformers.2.pool.conv.bias"
+    assert today(TINY["cross_vit"], "timm", "cls_token.1") == "cls_token_1"
+    assert today(TINY["levit"], "timm", "stages.0.blocks.1.attn.attention_bias_idxs") is None
+
+
+def test_one_report_names_every_problem_and_nothing_changes() -> None:
+    model, state = filled(VIT)
+    weights = to_state_dict(model, state, "timm")
+    del weights["norm.bias"]
+    weights |= {"head.bias": np.zeros(7, np.float32), "extra": np.zeros(1), "cls_token": np.zeros((1, 1, 8), np.int64)}
+    weights["module.extra"] = np.zeros(1)
+    with pytest.raises(ValueError, match="do not fit this ViT") as error:
+        load_state_dict(model, state, weights, source="timm")
+    for text in (
+        "missing norm.bias",
+        "unexpected extra",
+        "head.bias has shape (7,), the model needs (5,)",
+        "cls_token has dtype int64",
+        "module.extra is given twice",
+    ):
+        assert text in str(error.value)
+    weights = to_state_dict(model, state, "timm")
+    del weights["norm.bias"]
+    load_state_dict(
+        model, state, weights | {"extra": np.zeros(1)}, source="timm", skip=["ext*"], allow_missing=["norm.*"]
+    )
+    with pytest.raises(ValueError, match="has no 'keras' layout: its sources are timm, official, hf, flax"):
+        load_state_dict(model, state, weights, source="keras")
+
+
+# Requests
+
+
+@pytest.mark.parametrize("name", ["vit", "levit", "cross_vit"])
+def test_another_number_of_classes_on_request_only(name: str) -> None:
+    config = TINY[name]
+    source = "official"
+    model, state = filled(config)
+    weights = to_state_dict(model, state, source)
+    mine = dataclasses.replace(config, num_classes=3)
+    own, own_state = filled(mine, seed=1)
+    with pytest.raises(ValueError, match="the model needs \\(3,"):
+        load_state_dict(own, own_state, weights, source=source)
+    loaded, after = load_state_dict(own, own_state, weights, source=source, num_classes=3)
+    found, before, there = leaves_of(loaded, after), leaves_of(own, own_state), leaves_of(model, state)
+    for path, array in found.items():
+        kept = before if path.startswith("head") else there
+        np.testing.assert_array_equal(array, kept[path], err_msg=path)
+    # The checkpoint's head is kept where it has as many classes as asked for, and may be absent where it has not.
+    same, after = load_state_dict(*filled(config, seed=1), weights, source=source, num_classes=5)
+    assert_equal(leaves_of(same, after), there)
+    headless = {key: array for key, array in weights.items() if not key.startswith("head")}
+    load_state_dict(own, own_state, headless, source=source, num_classes=3)
+
+
+def test_a_fresh_head_needs_a_key() -> None:
+    model, state = filled(VIT)
+    weights = to_state_dict(model, state, "timm")
+    with pytest.raises(ValueError, match="key must be one random key"):
+        load_state_dict(model, state, weights, source="timm", num_classes=3)
+    loaded, _ = load_state_dict(model, state, weights, source="timm", num_classes=3, key=KEY)
+    assert loaded.config.num_classes == 3
+    assert loaded.head.weight.shape == (3, 8)
+    headless, _ = load_state_dict(model, state, weights, source="timm", num_classes=0, key=KEY)
+    assert headless.config.num_classes == 0
+
+
+@pytest.mark.parametrize("source", ["timm", "official", "hf", "flax"])
+def test_another_image_size_by_the_rule_of_the_source(source: str) -> None:
+    model, state = filled(VIT)
+    weights = to_state_dict(model, state, source)
+    loaded, _ = load_state_dict(*filled(VIT, seed=1), weights, source=source, image_size=(24, 8))
+    assert loaded.config.image_size == (24, 8)
+    old = model.position_embedding
+    rule = {"timm": resize_grid, "flax": resize_grid_corners}.get(source)
+    rule = rule or (lambda grid, size: resize_grid(grid, size, antialias=False))
+    expected = jnp.concatenate([old[:1], rule(old[1:].reshape(4, 4, 8), (6, 2)).reshape(12, 8)])
+    np.testing.assert_allclose(loaded.position_embedding, expected, atol=1e-6)
+    with pytest.raises(ValueError, match="not a multiple"):
+        load_state_dict(model, state, weights, source=source, image_size=30)
+
+
+def test_tables_without_a_rule_are_not_resized() -> None:
+    model, state = filled(TINY["levit"])
+    with pytest.raises(ValueError, match="LeViT cannot be resized"):
+        load_state_dict(model, state, to_state_dict(model, state, "timm"), source="timm", image_size=96)
+
+
+@pytest.mark.parametrize("source", ["timm", "flax"])
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_another_number_of_channels_by_timms_rule(source: str, channels: int) -> None:
+    model, state = filled(VIT)
+    weights = to_state_dict(model, state, source)
+    loaded, _ = load_state_dict(*filled(VIT, seed=1), weights, source=source, channels=channels)
+    assert loaded.config.channels == channels
+    old = np.asarray(model.patch_embedding.linear.weight).reshape(8, 16, 3)
+    new = np.asarray(loaded.patch_embedding.linear.weight).reshape(8, 16, channels)
+    expected = old.sum(-1, keepdims=True) if channels == 1 else (np.tile(old, 2) * 3 / channels)[..., :channels]
+    np.testing.assert_allclose(new, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(loaded.patch_embedding.linear.bias, model.patch_embedding.linear.bias)
+
+
+def test_channels_of_models_with_statistics_and_of_those_without_a_rule() -> None:
+    model, state = filled(TINY["levit"])
+    weights = to_state_dict(model, state, "timm")
+    loaded, after = load_state_dict(model, state, weights, source="timm", channels=1)
+    kernel = weights["stem.conv1.linear.weight"].sum(1, keepdims=True)
+    np.testing.assert_allclose(loaded.stem[0].conv.weight, kernel, rtol=1e-6)
+    assert_equal(named_statistics(loaded, after), named_statistics(model, state))
+    del weights["stem.conv1.linear.weight"]
+    with pytest.raises(ValueError, match=r"missing stem.conv1.linear.weight"):
+        load_state_dict(model, state, weights, source="timm", channels=1, allow_missing=["*"])
+    shifted, state = filled(TINY["vit_small_datasets"])
+    weights = to_state_dict(shifted, state, "official")
+    with pytest.raises(ValueError, match="no rule adapts"):
+        load_state_dict(shifted, state, weights, source="official", channels=1)
+
+
+# Files
+
+
+def test_safetensors_come_back_in_every_dtype(tmp_path: Path) -> None:
+    arrays = {
+        "float": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+        "bfloat": np.ones(3, jnp.bfloat16),
+        "integer": np.array(7),
+        "empty": np.zeros((0, 4), np.float16),
+        "bool": np.array([True, False]),
+    }
+    write_arrays(tmp_path / "a.safetensors", arrays, {"text": "note"})
+    found, metadata = read_arrays(tmp_path / "a.safetensors")
+    assert_equal(found, arrays)
+    assert {name: array.dtype for name, array in found.items()} == {name: a.dtype for name, a in arrays.items()}
+    assert metadata == {"text": "note"}
+
+
+def safetensors_file(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def described(**changes: Any) -> dict[str, Any]:
+    return {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}}
+
+
+BAD_SAFETENSORS = {
+    "empty": b"",
+    "short": b"\0\0\0",
+    "no header": struct.pack("<Q", 0),
+    "endless header": struct.pack("<Q", 2**63) + b"{}",
+    "header beyond the file": safetensors_file(described(), bytes(8), length=10_000),
+    "not JSON": safetensors_file(b"\xff\xfe{}", bytes(8)),
+    "deep JSON": safetensors_file(b"[" * 100_000, bytes(8)),
+    "a list": safetensors_file([1, 2]),
+    "truncated": safetensors_file(described(), bytes(7)),
+    "more than described": safetensors_file(described(), bytes(9)),
+    "huge shape": safetensors_file(described(shape=[2**40, 2**40]), bytes(8)),
+    "huge empty shape": safetensors_file(described(shape=[0, 2**62, 2**62], data_offsets=[0, 0])),
+    "many axes": safetensors_file(described(shape=[1] * 70 + [2]), bytes(8)),
+    "offsets beyond the file": safetensors_file(described(shape=[2**33], data_offsets=[0, 2**35]), bytes(8)),
+    "negative shape": safetensors_file(described(shape=[-1, -2]), bytes(8)),
+    "float shape": safetensors_file(described(shape=[2.0]), bytes(8)),
+    "true as a number": safetensors_file(described(shape=[2, True]), bytes(8)),
+    "unknown dtype": safetensors_file(described(dtype="O"), bytes(8)),
+    "no offsets": safetensors_file({"a": {"dtype": "F32", "shape": [2]}}, bytes(8)),
+    "metadata of the wrong kind": safetensors_file({"__metadata__": [], **described()}, bytes(8)),
+    "overlap": safetensors_file({**described(), "b": described()["a"]}, bytes(8)),
+    "hole": safetensors_file(described(data_offsets=[4, 12]), bytes(12)),
+    "a name twice": safetensors_file(b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{}}'),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SAFETENSORS)
+def test_bad_safetensors_are_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(BAD_SAFETENSORS[name])
+    with pytest.raises(ValueError, match="is no safetensors file, or a damaged one"):
+        read_weights(path)
+
+
+def npz(members: dict[str, Any], compress: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compress) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content if isinstance(content, bytes) else npy(content))
+    return buffer.getvalue()
+
+
+def npy(array: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
+
+
+def npy_header(text: str, data: bytes = bytes(8)) -> bytes:
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode() + data
+
+
+ONES = np.ones(4, np.float32)
+HUGE = "{'descr': '<f4', 'fortran_order': False, 'shape': (%d,), }\n"
+BAD_NPZ = {
+    "empty": b"",
+    "not a zip": b"x" * 100,
+    "truncated": npz({"a.npy": ONES})[:-30],
+    "damaged data": npz({"a.npy": ONES}).replace(ONES.tobytes(), bytes(16)),
+    "objects": npz({"a.npy": np.array([{"a": 1}, None], dtype=object)}),
+    "text": npz({"a.npy": np.array(["meta"])}),
+    "climbing name": npz({"../a.npy": ONES}),
+    "absolute name": npz({"/etc/a.npy": ONES}),
+    "backslashes": npz({"..\\a.npy": ONES}),
+    "a drive": npz({"C:/a.npy": ONES}),
+    "other files": npz({"a.txt": b"hello"}),
+    "no array": npz({"a.npy": b"hello"}),
+    "empty member": npz({"a.npy": b""}),
+    "huge shape": npz({"a.npy": npy_header(HUGE % 10**12)}),
+    "negative shape": npz({"a.npy": npy_header(HUGE % -2)}),
+    "evaluated header": npz({"a.npy": npy_header("__import__('os').getcwd()\n")}),
+    "long header": npz({"a.npy": npy_header("(" * 60_000)}),
+    "unhashable header": npz({"a.npy": npy_header("{[]: 1}\n")}),
+    "objects by header": npz({"a.npy": npy_header(HUGE.replace("<f4", "|O") % 1)}),
+    "bomb": npz({"a.npy": np.zeros(2**26, np.uint8), "b.npy": np.zeros(2**20, np.uint8)}, zipfile.ZIP_DEFLATED),
+    "lzma": npz({"a.npy": ONES}, zipfile.ZIP_LZMA),
+}
+
+
+@pytest.mark.parametrize("name", BAD_NPZ)
+def test_bad_npz_are_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "bad.npz"
+    path.write_bytes(BAD_NPZ[name])
+    with pytest.raises(ValueError, match=r"is no \.npz file of weights, or a damaged one"):
+        read_weights(path)
+
+
+def test_no_damage_raises_anything_else(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    arrays = {"a/b": random.standard_normal((3, 4)), "c": np.arange(5)}
+    write_arrays(tmp_path / "a.safetensors", arrays, {"text": "note"})
+    whole = {
+        "a.safetensors": (tmp_path / "a.safetensors").read_bytes(),
+        "a.npz": npz({f"{k}.npy": v for k, v in arrays.items()}),
+    }
+    for name, content in whole.items():
+        for _ in range(300):
+            damaged = bytearray(content)
+            for place in random.integers(len(content), size=random.integers(1, 4)):
+                damaged[place] = random.integers(256)
+            (tmp_path / name).write_bytes(
+                damaged[: random.integers(len(content)) or None] if random.random() < 0.2 else damaged
+            )
+            with contextlib.suppress(ValueError):
+                read_weights(tmp_path / name)
+
+
+def test_a_member_given_twice_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("a.npy", npy(ONES))
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("a.npy", npy(ONES))
+    with pytest.raises(ValueError, match="twice"):
+        read_weights(tmp_path / "a.npz")
+
+
+def test_npz_as_numpy_writes_them(tmp_path: Path) -> None:
+    arrays = {"a/b": np.asfortranarray(np.arange(6.0).reshape(2, 3)), "c": np.float32(2), "d": np.ones(2, jnp.bfloat16)}
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "a.npz", **arrays)
+        assert_equal(read_weights(tmp_path / "a.npz"), arrays)
+
+
+def test_other_paths_are_refused_in_words(tmp_path: Path) -> None:
+    model, state = filled(VIT)
+    eqx_vit.save(tmp_path / "own.safetensors", model, state)
+    os.mkfifo(tmp_path / "pipe.npz")
+    for name, error, text in (
+        ("model.pth", ValueError, "is a pickle: convert it with python -m eqx_vit.weights.convert model.pth"),
+        ("model.h5", ValueError, "neither a .safetensors nor a .npz"),
+        ("absent.npz", FileNotFoundError, "there is no file"),
+        ("pipe.npz", ValueError, "not a regular file"),
+        ("own.safetensors", ValueError, "was written by eqx_vit.save"),
+    ):
+        with pytest.raises(error, match=text):
+            read_weights(tmp_path / name)
+
+
+# The converter
+
+
+class Tensor:
+    """As much of a PyTorch tensor as the converter uses."""
+
+    dtype = "float32"
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def detach(self) -> "Tensor":
+        return self
+
+    cpu = contiguous = detach
+
+    def numpy(self) -> Any:
+        return self.array
+
+
+def test_pickles_are_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def load(file: Path, map_location: str, weights_only: bool) -> Any:
+        assert weights_only
+        if file.read_bytes() != b"weights":
+            raise RuntimeError("Unsupported operand 149\nmore")
+        return {"model": {"module.a": Tensor(ONES)}, "optimizer": {"step": 3}}
+
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(load=load, Tensor=Tensor, bfloat16="bfloat16"))
+    file, out = tmp_path / "a.pth", tmp_path / "a.safetensors"
+    file.write_bytes(b"weights")
+    assert main([str(file), str(out)]) == 0
+    assert_equal(read_weights(out), {"module.a": ONES})
+    assert main([str(file), str(out)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    file.write_bytes(b"else")
+    assert main([str(file), str(tmp_path / "b.safetensors")]) == 2
+    assert capsys.readouterr().err.endswith("read safely: Unsupported operand 149\n")
+    assert main([str(tmp_path / "absent.pth"), str(tmp_path / "b.safetensors")]) == 2
+    assert main([str(file), str(tmp_path / "b.npz")]) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pth", "a.safetensors"]
+
+
+def test_the_converter_says_that_it_needs_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "a.pth").write_bytes(b"weights")
+    assert main([str(tmp_path / "a.pth"), str(tmp_path / "a.safetensors")]) == 2
+    assert "reading pickles needs PyTorch: pip install torch" in capsys.readouterr().err
+
+
+def test_a_real_pickle(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    weights = {"a": torch.ones(2, 3).T, "b": torch.ones(2, dtype=torch.bfloat16)}
+    torch.save({"state_dict": weights}, tmp_path / "a.pth")
+    convert(tmp_path / "a.pth", tmp_path / "a.safetensors")
+    assert_equal(read_weights(tmp_path / "a.safetensors"), {"a": np.ones((3, 2)), "b": np.ones(2)})
+
+
+def test_what_holds_several_sets_or_none_is_refused() -> None:
+    weights = {"a": 1}
+    assert weights_in(weights, int) == weights_in({"state_dict": weights, "epoch": 3}, int) == weights
+    both = {"model": weights, "model_ema": {"b": 2}}
+    assert weights_in(both, int, "model_ema") == {"b": 2}
+    for content, key, text in (
+        (both, None, "several sets of weights: choose with --key, one of model, model_ema"),
+        (both, "state_dict", "no weights under 'state_dict'"),
+        ({"epoch": "3"}, None, "more than weights: epoch"),
+        ({}, None, "nothing"),
+        ([1], None, "found a list"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            weights_in(content, int, key)
+
+
+# The hub
+
+
+@pytest.fixture
+def offline_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and no network."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "web"))
+    return tmp_path / "hub"
+
+
+def put_in_cache(cache: Path, repository: str, files: dict[str, bytes]) -> None:
+    """Files of a repository, laid out as huggingface_hub lays them out: blobs, and a snapshot that links to them."""
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    commit = "0" * 40
+    for name in ("blobs", "refs", f"snapshots/{commit}"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / "refs/main").write_text(commit)
+    for name, content in files.items():
+        blob = hashlib.sha256(content).hexdigest()
+        (folder / "blobs" / blob).write_bytes(content)
+        (folder / "snapshots" / commit / name).symlink_to(f"../../blobs/{blob}")
+
+
+TINY_PRESET = "vit_wee_patch16_reg1_gap_256"
+
+
+@pytest.fixture
+def small_preset(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A preset and its released weights, shrunk so that the tests are quick."""
+    row = MODELS["vit"]
+    monkeypatch.setitem(row.presets, TINY_PRESET, VIT)
+    source = eqx_vit.Source(hub="timm/small.in1k", classes=5)
+    monkeypatch.setitem(row.weights, TINY_PRESET, source)
+    return source
+
+
+def safetensors_bytes(arrays: dict[str, Any], folder: Path) -> bytes:
+    write_arrays(folder / "temporary.safetensors", arrays, {})
+    return (folder / "temporary.safetensors").read_bytes()
+
+
+def test_released_weights_come_from_the_cache(
+    offline_cache: Path, tmp_path: Path, small_preset: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(FileNotFoundError, match=r"is not in the cache .* and cannot be downloaded .* run: hf download"):
+        eqx_vit.create(TINY_PRESET, pretrained=True, key=KEY)
+    model, state = filled(VIT)
+    content = safetensors_bytes(to_state_dict(model, state, "timm"), tmp_path)
+    put_in_cache(offline_cache, "timm/small.in1k", {"model.safetensors": content})
+    loaded = eqx_vit.create(TINY_PRESET, pretrained=True, key=KEY)
+    assert_equal(leaves_of(*loaded), leaves_of(model, state))
+    changed, _ = eqx_vit.create(
+        TINY_PRESET, pretrained=True, key=KEY, num_classes=3, image_size=8, channels=1, dropout=0.5
+    )
+    assert changed.config == dataclasses.replace(VIT, num_classes=3, image_size=8, channels=1, dropout=0.5)
+    np.testing.assert_array_equal(changed.norm.weight, model.norm.weight)
+    row = MODELS["vit"].weights
+    good = dataclasses.replace(small_preset, sha256=hashlib.sha256(content).hexdigest())
+    monkeypatch.setitem(row, TINY_PRESET, good)
+    eqx_vit.create(TINY_PRESET, pretrained=True, key=KEY)
+    monkeypatch.setitem(row, TINY_PRESET, dataclasses.replace(good, sha256="0" * 64))
+    with pytest.raises(ValueError, match="its sha256 is not 000"):
+        eqx_vit.create(TINY_PRESET, pretrained=True, key=KEY)
+
+
+def test_any_repository_of_timm_or_transformers(offline_cache: Path, tmp_path: Path, small_preset: Any) -> None:
+    mine = dataclasses.replace(VIT, num_classes=3, image_size=(8, 16), channels=1)
+    model, state = filled(mine)
+    config = {
+        "architecture": TINY_PRESET,
+        "num_classes": 3,
+        "pretrained_cfg": {
+            "input_size": [1, 8, 16],
+            "mean": [0.1],
+            "std": [0.2],
+            "crop_pct": 1.0,
+            "interpolation": "bilinear",
+        },
+    }
+    content = safetensors_bytes(to_state_dict(model, state, "timm"), tmp_path)
+    put_in_cache(offline_cache, "me/mine", {"model.safetensors": content, "config.json": json.dumps(config).encode()})
+    loaded, after = eqx_vit.create(TINY_PRESET, pretrained="hf-hub:me/mine", key=KEY)
+    assert loaded.config == mine
+    assert_equal(leaves_of(loaded, after), leaves_of(model, state))
+    headed, _ = eqx_vit.create(TINY_PRESET, pretrained="hf-hub:me/mine@main", key=KEY, num_classes=7)
+    assert headed.config == dataclasses.replace(mine, num_classes=7)
+    expected = preprocessing("hf-hub:me/mine")
+    assert (expected.image_size, expected.mean, expected.crop, expected.classes) == ((8, 16), (0.1,), 1.0, 3)
+    with pytest.raises(ValueError, match="differs from the model asked for in \\['dim'"):
+        eqx_vit.create(dataclasses.replace(VIT, dim=16), pretrained="hf-hub:me/mine", key=KEY)
+    with pytest.raises(ValueError, match="not the name of a repository"):
+        eqx_vit.create(TINY_PRESET, pretrained="hf-hub:a/b/c", key=KEY)
+
+    plain = {"model_type": "vit", "id2label": {"0": "a", "1": "b"}, "image_size": 16, "layer_norm_eps": 1e-12}
+    model, state = filled(dataclasses.replace(VIT, num_classes=2))
+    older = {f"module.{name}": array for name, array in to_state_dict(model, state, "hf").items()}
+    put_in_cache(
+        offline_cache,
+        "me/other",
+        {"model.safetensors": safetensors_bytes(older, tmp_path), "config.json": json.dumps(plain).encode()},
+    )
+    loaded, after = eqx_vit.create(TINY_PRESET, pretrained="hf-hub:me/other", key=KEY)
+    assert loaded.config == dataclasses.replace(VIT, num_classes=2, norm_eps=1e-12)
+    assert_equal(leaves_of(loaded, after), leaves_of(model, state))
+
+
+def test_local_files_and_sources(tmp_path: Path, small_preset: Any) -> None:
+    model, state = filled(VIT)
+    write_arrays(tmp_path / "a.safetensors", to_state_dict(model, state, "timm"), {})
+    np.savez(tmp_path / "a.npz", **{f"opt/target/{k}": v for k, v in to_state_dict(model, state, "flax").items()})
+    for path in (tmp_path / "a.safetensors", str(tmp_path / "a.npz")):
+        loaded = eqx_vit.create(TINY_PRESET, pretrained=path, key=KEY)
+        assert_equal(leaves_of(*loaded), leaves_of(model, state))
+    with pytest.raises(ValueError, match=r"layout of .*a.safetensors is not known: give pretrained=eqx_vit.Source"):
+        eqx_vit.create(VIT, pretrained=tmp_path / "a.safetensors", key=KEY)
+    write_arrays(tmp_path / "b.safetensors", to_state_dict(model, state, "hf"), {})
+    source = eqx_vit.Source(hub=str(tmp_path), file="b.safetensors", layout="hf", classes=5)
+    loaded = eqx_vit.create(VIT, pretrained=source, key=KEY)
+    assert_equal(leaves_of(*loaded), leaves_of(model, state))
+    with pytest.raises(ValueError, match="missing cls_token"):
+        eqx_vit.create(TINY_PRESET, pretrained=tmp_path / "b.safetensors", key=KEY)
+    with pytest.raises(ValueError, match="pretrained=True needs the name of a preset"):
+        eqx_vit.create(VIT, pretrained=True, key=KEY)
+    with pytest.raises(ValueError, match="no weights of vit_giant_patch14_224 are released: released are"):
+        eqx_vit.create("vit_giant_patch14_224", pretrained=True, key=KEY)
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        eqx_vit.create(TINY_PRESET, pretrained=tmp_path / "absent.safetensors", key=KEY)
+
+
+def test_urls_are_downloaded_once(tmp_path: Path, offline_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    class Answer(io.BytesIO):
+        headers = {"Content-Length": "4"}  # noqa: RUF012
+
+    answers = [Answer(b"abc"), Answer(b"abcd")]
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: answers.pop(0))
+    url = "https://somewhere.example/folder/weights.npz"
+    with pytest.raises(FileNotFoundError, match="HF_HUB_OFFLINE is set: download https"):
+        fetch(url, "")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(FileNotFoundError, match="the connection ended after 3 of 4 bytes"):
+        fetch(url, "")
+    assert not [path for path in url_cache().rglob("*") if path.is_file()]
+    path = fetch(url, "", sha256=hashlib.sha256(b"abcd").hexdigest())
+    assert path.read_bytes() == b"abcd"
+    assert fetch(url, "") == path
+    assert not answers
+
+
+# Preprocessing
+
+
+def test_preprocessing_is_timms_rule() -> None:
+    image = pytest.importorskip("PIL.Image").fromarray(
+        np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    )
+    rule = preprocessing("vit_base_patch16_224")
+    assert (rule.image_size, rule.crop, rule.classes, rule.mean) == ((224, 224), 0.9, 1000, (0.5, 0.5, 0.5))
+    pixels = rule.apply(image)
+    assert (pixels.shape, pixels.dtype) == ((224, 224, 3), np.float32)
+    # 224 / 0.9 = 248.9: the shorter side becomes 248, the longer int(248 * 400 / 300) = 330; the crop begins at 12, 53.
+    resized = np.asarray(image.resize((330, 248), 3))[12 : 12 + 224, 53 : 53 + 224]
+    np.testing.assert_allclose(pixels, (resized / np.float32(255) - 0.5) / 0.5, atol=1e-6)
+    np.testing.assert_array_equal(rule.apply(np.asarray(image)), pixels)
+    wide = dataclasses.replace(rule, image_size=(90, 180), crop=1.0)
+    assert wide.apply(image.convert("L")).shape == (90, 180, 3)
+    for wrong in (np.zeros((3, 8, 8), np.uint8), np.zeros((8, 8, 3), np.float32), "image.png"):
+        with pytest.raises(ValueError, match="expected a Pillow image"):
+            rule.apply(wrong)
+    with pytest.raises(ValueError, match="no weights of vit_giant_patch14_224 are released"):
+        preprocessing("vit_giant_patch14_224")
+    with pytest.raises(ValueError, match="neither a preset"):
+        preprocessing("vit_unknown")
+    assert preprocessing("cvt-13-384").image_size == (384, 384)
+
+
+# Export
+
+
+def test_a_folder_for_timm_comes_back(tmp_path: Path, small_preset: Any) -> None:
+    mine = dataclasses.replace(VIT, num_classes=2, image_size=(8, 16), dropout=0.1)
+    model, state = filled(mine)
+    folder = tmp_path / "mine"
+    with pytest.raises(ValueError, match="needs architecture="):
+        export(folder, model, state, target="timm")
+    with pytest.raises(ValueError, match="is no vit_tiny_patch16_224: it differs in patch_size, dim, depth"):
+        export(folder, model, state, target="timm", architecture="vit_tiny_patch16_224")
+    assert not folder.exists()
+    rule = dataclasses.replace(preprocessing(TINY_PRESET), crop=0.7)
+    export(folder, model, state, target="timm", architecture=TINY_PRESET, preprocessing=rule, class_names=["a", "b"])
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architecture"] == TINY_PRESET
+    assert config["model_args"] == {"img_size": [8, 16]}
+    assert config["pretrained_cfg"]["input_size"] == [3, 8, 16]
+    assert config["label_names"] == ["a", "b"]
+    loaded, after = eqx_vit.create(TINY_PRESET, pretrained=folder, key=KEY, dropout=0.1)
+    assert loaded.config == mine
+    assert_equal(leaves_of(loaded, after), leaves_of(model, state))
+    assert preprocessing(folder) == dataclasses.replace(rule, image_size=(8, 16), classes=2)
+    with pytest.raises(FileExistsError):
+        export(folder, model, state, target="timm", architecture=TINY_PRESET)
+
+
+def test_folders_for_transformers(tmp_path: Path) -> None:
+    deit = dataclasses.replace(VIT, distillation=True, norm_eps=1e-12)
+    cvt = dataclasses.replace(TINY["cvt"], quick_gelu=False)
+    levit = eqx_vit.LeViTConfig(dim=(16, 24, 32), depth=1, heads=2, dim_key=8, dim_value=16, num_classes=5)
+    for config, kind, told in (
+        (deit, "deit", {"hidden_size": 8, "intermediate_size": 12, "layer_norm_eps": 1e-12, "hidden_act": "gelu"}),
+        (cvt, "cvt", {"embed_dim": [8, 12, 16], "patch_padding": [2, 1, 1], "cls_token": [False, False, True]}),
+        (levit, "levit", {"key_dim": [8, 8, 8], "attention_ratio": [2, 2, 2], "mlp_ratio": [2, 2, 2]}),
+    ):
+        model, state = filled(config)
+        export(tmp_path / kind, model, state, target="hf")
+        written = json.loads((tmp_path / kind / "config.json").read_text())
+        assert written["model_type"] == kind
+        assert len(written["id2label"]) == 5
+        assert told.items() <= written.items()
+        assert_equal(read_weights(tmp_path / kind / "model.safetensors"), to_state_dict(model, state, "hf"))
+    for config, text in (
+        (dataclasses.replace(VIT, pool="mean", layer_scale=0.1), "cannot have this model's pool, layer_scale"),
+        (TINY["cvt"], "exact GELU"),
+        (TINY["cait"], "transformers has no CaiT"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            export(tmp_path / "refused", *filled(config), target="hf")
+    assert not (tmp_path / "refused").exists()
+
+
+# Costs
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("vit_tiny_patch16_224", 1_254), ("levit_128s", 305), ("pit_ti_224", 699)]
+)
+def test_multiply_adds_are_those_that_papers_count(name: str, millions: int) -> None:
+    assert round(multiply_adds(preset(name)) / 1e6) == millions
