@@ -69,10 +69,6 @@ class PiT(Module, eqx_vit.PiTConfig):
     """`eqx_vit.PiT` with `init` and `apply`."""
 
 
-class RegionViT(Module, eqx_vit.RegionViTConfig):
-    """`eqx_vit.RegionViT` with `init` and `apply`."""
-
-
 class ScalableViT(Module, eqx_vit.ScalableViTConfig):
     """`eqx_vit.ScalableViT` with `init` and `apply`."""
 
