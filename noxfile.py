@@ -47,3 +47,17 @@ def flax(session: nox.Session) -> None:
     session.install("-e", ".[train,flax]", *group("tests"))
     session.run("pytest", "-n", "2", "tests/with_flax", *session.posargs)
     session.run("python", "examples/flax_dropin.py")
+
+
+@nox.session
+def parity(session: nox.Session) -> None:
+    """Every preset against the models of timm and transformers, an hour or so; `nox -s parity -- -k levit` for some."""
+    session.install("-e", ".[train]", *group("tests"), "torch", "timm", "transformers")
+    session.run("pytest", "-m", "parity", "tests/parity", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Speed and memory beside the peers; arguments go to tests/benchmarks/run.py, `--quick` and `--help` among them."""
+    session.install("-e", ".[train,flax]", "timm", "vit-pytorch", "transformers")
+    session.run("python", "tests/benchmarks/run.py", *session.posargs)

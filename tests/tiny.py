@@ -14,6 +14,7 @@ from eqx_vit import (
     ParallelViTHMLPConfig,
     PatchMergerViTConfig,
     PiTConfig,
+    RegionViTConfig,
     ScalableViTConfig,
     SimpleViTConfig,
     SmallDatasetViTConfig,
@@ -98,6 +99,16 @@ TINY: dict[str, Any] = {
         mlp_ratio=1,
         cross_embed_kernel_sizes=((2, 4), (2, 4)),
         cross_embed_strides=2,
+    ),
+    "region_vit": RegionViTConfig(
+        num_classes=5,
+        dim=(8, 16),
+        depth=(2, 2),
+        window_size=2,
+        heads=2,
+        mlp_ratio=1.5,
+        tokenize_local_3_conv=True,
+        use_peg=True,
     ),
 }
 

@@ -39,6 +39,8 @@ from eqx_vit.models.patch_merger import PatchMergerViT as PatchMergerViT
 from eqx_vit.models.patch_merger import PatchMergerViTConfig as PatchMergerViTConfig
 from eqx_vit.models.pit import PiT as PiT
 from eqx_vit.models.pit import PiTConfig as PiTConfig
+from eqx_vit.models.region_vit import RegionViT as RegionViT
+from eqx_vit.models.region_vit import RegionViTConfig as RegionViTConfig
 from eqx_vit.models.scalable_vit import ScalableViT as ScalableViT
 from eqx_vit.models.scalable_vit import ScalableViTConfig as ScalableViTConfig
 from eqx_vit.models.simple_vit import SimpleViT as SimpleViT

@@ -83,3 +83,7 @@ class TwinsSVT(Module, eqx_vit.TwinsSVTConfig):
 
 class SmallDatasetViT(Module, eqx_vit.SmallDatasetViTConfig):
     """`eqx_vit.SmallDatasetViT` with `init` and `apply`."""
+
+
+class RegionViT(Module, eqx_vit.RegionViTConfig):
+    """`eqx_vit.RegionViT` with `init` and `apply`."""

@@ -13,6 +13,7 @@ from eqx_vit.models import (
     parallel_vit,
     patch_merger,
     pit,
+    region_vit,
     scalable_vit,
     simple_vit,
     t2t,
@@ -69,5 +70,8 @@ MODELS: dict[str, Architecture] = {
         vit_small_datasets.SmallDatasetViTConfig,
         vit_small_datasets.PRESETS,
         vit_small_datasets.WEIGHTS,
+    ),
+    "region_vit": Architecture(
+        region_vit.RegionViT, region_vit.RegionViTConfig, region_vit.PRESETS, region_vit.WEIGHTS
     ),
 }

@@ -148,12 +148,13 @@ def _foreign_shapes(model: Any, leaves: Mapping[str, Any], source: str) -> dict[
 
 
 def _rules(model: Any, leaves: Mapping[str, Any], source: str) -> tuple[list[Rule], list[Constant]]:
-    """The rules for the arrays that this model has: others, such as those of an absent bias, are skipped."""
+    """The rules for what this model has: others, such as those of an absent bias or head, are skipped."""
     entries = name_map(model.config, source)
     rules = [entry for entry in entries if isinstance(entry, Rule) and entry.ours in leaves]
     unmapped = sorted(set(leaves) - {rule.ours for rule in rules})
     assert not unmapped, f"the {source} name map of {type(model).__name__} lacks {unmapped}"
-    return rules, [entry for entry in entries if isinstance(entry, Constant)]
+    constants = [entry for entry in entries if isinstance(entry, Constant)]
+    return rules, [item for item in constants if item.beside is None or item.beside in leaves]
 
 
 def _misfits(rule: Rule, leaves: Mapping[str, Any], given: Mapping[str, np.ndarray]) -> dict[str, str]:

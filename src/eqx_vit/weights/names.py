@@ -14,6 +14,7 @@ from eqx_vit.models.nest import NesTConfig
 from eqx_vit.models.parallel_vit import ParallelViTConfig, ParallelViTHMLPConfig
 from eqx_vit.models.patch_merger import PatchMergerViTConfig
 from eqx_vit.models.pit import PiTConfig
+from eqx_vit.models.region_vit import RegionViTConfig
 from eqx_vit.models.scalable_vit import ScalableViTConfig
 from eqx_vit.models.simple_vit import SimpleViTConfig
 from eqx_vit.models.t2t import T2TViTConfig
@@ -31,6 +32,7 @@ from eqx_vit.weights import (
     parallel_vit,
     patch_merger,
     pit,
+    region_vit,
     scalable_vit,
     simple_vit,
     t2t,
@@ -60,6 +62,7 @@ NAMES: Mapping[Any, Mapping[str, NameMap]] = {
     T2TViTConfig: t2t.NAMES,
     TwinsSVTConfig: twins_svt.NAMES,
     SmallDatasetViTConfig: vit_small_datasets.NAMES,
+    RegionViTConfig: region_vit.NAMES,
 }
 
 

@@ -68,11 +68,15 @@ class Rule:
 
 @dataclass(frozen=True)
 class Constant:
-    """A foreign array that the library computes itself: ignored when loading, written when saving (if `saved`)."""
+    """A foreign array that the library computes itself: ignored when loading, written when saving (if `saved`).
+
+    `beside` names an array of ours that it belongs to: a model without that array does not know it either.
+    """
 
     name: str
     value: Any
     saved: bool = True
+    beside: str | None = None
 
 
 # Older spellings of a source's names: a regular expression and what takes its place, None for what is to be left out.
@@ -120,7 +124,8 @@ def batch_norm(ours: str, theirs: str, order: Sequence[int] | None = None) -> li
     """BatchNorm with its running statistics; PyTorch's step counter is not kept."""
     names = ("weight", "bias", "running_mean", "running_var")
     rules = [rearranged(f"{ours}.{name}", f"{theirs}.{name}", order=order) for name in names]
-    return [*rules, Constant(f"{theirs}.num_batches_tracked", np.array(0, dtype=np.int64))]
+    steps = Constant(f"{theirs}.num_batches_tracked", np.array(0, dtype=np.int64), beside=f"{ours}.weight")
+    return [*rules, steps]
 
 
 def inside(ours: str, theirs: str, rules: Iterable[Rule | Constant]) -> list[Rule | Constant]:
@@ -144,6 +149,6 @@ def stack(ours: str, prefixes: Sequence[str], rules: Iterable[Rule | Constant]) 
 
 def _prefixed(rule: Rule | Constant, ours: str, theirs: str) -> Rule | Constant:
     if isinstance(rule, Constant):
-        return replace(rule, name=theirs + rule.name)
+        return replace(rule, name=theirs + rule.name, beside=None if rule.beside is None else ours + rule.beside)
     names = tuple(tuple(theirs + name for name in block) for block in rule.theirs)
     return replace(rule, ours=ours + rule.ours, theirs=names)

@@ -1,0 +1,169 @@
+"""The JAX side: our models, and a plain Flax ViT as the peer."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import optax
+from calls import CALLS
+from sides import Measured, Side
+
+import eqx_vit
+
+
+def our_config(architecture: str, setting: str) -> Any:
+    call, row = CALLS[architecture], eqx_vit.MODELS[architecture]
+    return row.config(**call.arguments) if setting == "seed" else row.presets[call.preset]
+
+
+def image_size(architecture: str, setting: str) -> int:
+    if setting == "seed":
+        return CALLS[architecture].image_size
+    size = getattr(our_config(architecture, setting), "image_size", 224)
+    return size if isinstance(size, int) else size[0]
+
+
+def ours(architecture: str, setting: str, dtype: str) -> Side:
+    return _side(eqx_vit.transform(our_config(architecture, setting)), image_size(architecture, setting), dtype)
+
+
+def flax_vit(setting: str, dtype: str) -> Side:
+    """ViT as a Flax user writes it, a Python loop over the blocks."""
+    config, size = our_config("vit", setting), image_size("vit", setting)
+    model = FlaxViT(config.patch_size, config.dim, config.depth, config.heads, config.mlp_dim, config.dropout)
+
+    def init(key: Any) -> Any:
+        return model.init(key, jnp.zeros((1, size, size, 3)))["params"], {}
+
+    def apply(params: Any, state: Any, key: Any, images: Any, *, update_statistics: bool = False) -> Any:
+        rngs = None if key is None else {"dropout": key}
+        return model.apply({"params": params}, images, train=key is not None, rngs=rngs), state
+
+    return _side(eqx_vit.surface.Transformed(init, apply), size, dtype)
+
+
+class FlaxViT(nn.Module):
+    patch: int
+    dim: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, images: Any, train: bool = False) -> Any:
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        x = nn.Conv(self.dim, (self.patch, self.patch), (self.patch, self.patch), padding="VALID")(images)
+        x = x.reshape(x.shape[0], -1, self.dim)
+        token = self.param("class_token", nn.initializers.zeros, (1, 1, self.dim))
+        x = jnp.concatenate([jnp.tile(token, (x.shape[0], 1, 1)), x], axis=1)
+        x = drop(x + self.param("positions", nn.initializers.normal(0.02), (1, *x.shape[1:])))
+        for _ in range(self.depth):
+            y = nn.MultiHeadDotProductAttention(self.heads, dropout_rate=self.dropout, deterministic=not train)
+            x = x + drop(y(nn.LayerNorm()(x)))
+            y = drop(nn.gelu(nn.Dense(self.mlp_dim)(nn.LayerNorm()(x)), approximate=False))
+            x = x + drop(nn.Dense(self.dim)(y))
+        return nn.Dense(1000)(nn.LayerNorm()(x)[:, 0])
+
+
+def _side(model: Any, size: int, dtype: str) -> Side:
+    key = jax.random.key(0)
+    params, state = jax.tree.map(
+        lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, jax.jit(model.init)(key)
+    )
+    infer = jax.jit(lambda params, state, images: model.apply(params, state, None, images)[0])
+    step = jax.jit(lambda *arrays: _train_step(model.apply, *arrays), donate_argnums=(0, 1, 2))
+
+    def forward(batch: int) -> Measured:
+        images = jax.random.normal(key, (batch, size, size, 3), dtype=dtype)
+        return lambda: jax.block_until_ready(infer(params, state, images))
+
+    def training(batch: int) -> Measured:
+        images = jax.random.normal(key, (batch, size, size, 3), dtype=dtype)
+        labels = jnp.arange(batch)
+        held = [jax.tree.map(jnp.copy, params), jax.tree.map(jnp.copy, state), ADAMW.init(params)]
+
+        def run() -> None:
+            held[:] = jax.block_until_ready(step(*held, images, labels, key))
+
+        return run
+
+    def matmul(size: int) -> Measured:
+        x = jax.random.normal(key, (size, size), dtype=dtype)
+        product = jax.jit(jnp.matmul)
+        return lambda: jax.block_until_ready(product(x, x))
+
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return Side(count, forward, training, matmul, peak_memory)
+
+
+ADAMW = optax.adamw(1e-4, weight_decay=0.05)
+
+
+def _train_step(apply: Any, params: Any, state: Any, moments: Any, images: Any, labels: Any, key: Any) -> Any:
+    def loss(params: Any) -> Any:
+        logits, after = apply(params, state, key, images, update_statistics=True)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+        return jnp.mean(losses), after
+
+    gradients, after = jax.grad(loss, has_aux=True)(params)
+    updates, moments = ADAMW.update(gradients, moments, params)
+    return optax.apply_updates(params, updates), after, moments
+
+
+def peak_memory() -> int:
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+
+
+def work(architecture: str, setting: str) -> dict[str, int]:
+    """Multiply-adds of our forward and training step for one image, from their jaxprs."""
+    model = eqx_vit.transform(our_config(architecture, setting))
+    size = image_size(architecture, setting)
+    key, images, labels = jax.random.key(0), jnp.zeros((1, size, size, 3)), jnp.zeros(1, dtype=int)
+    params, state = jax.eval_shape(model.init, key)
+
+    def forward(params: Any, state: Any, images: Any) -> Any:
+        return model.apply(params, state, None, images)
+
+    step = jax.make_jaxpr(lambda *arrays: _train_step(model.apply, *arrays))
+    moments = jax.eval_shape(ADAMW.init, params)
+    return {
+        "forward": multiply_adds(jax.make_jaxpr(forward)(params, state, images).jaxpr),
+        "training": multiply_adds(step(params, state, moments, images, labels, key).jaxpr),
+    }
+
+
+def multiply_adds(jaxpr: jex.Jaxpr) -> int:
+    """Of the matrix products and convolutions in a jaxpr; elementwise work is not counted."""
+    return sum(_multiply_adds(equation) for equation in jaxpr.eqns)
+
+
+def _multiply_adds(equation: Any) -> int:
+    out = equation.outvars[0].aval
+    match equation.primitive.name:
+        case "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            return math.prod(out.shape) * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+        case "conv_general_dilated":
+            kernel, numbers = equation.invars[1].aval.shape, equation.params["dimension_numbers"]
+            return math.prod(out.shape) * math.prod(kernel) // kernel[numbers.rhs_spec[0]]
+    inner = (parameter for value in equation.params.values() for parameter in _jaxprs(value))
+    return equation.params.get("length", 1) * sum(map(multiply_adds, inner))
+
+
+def _jaxprs(value: Any) -> list[jex.Jaxpr]:
+    if isinstance(value, jex.ClosedJaxpr):
+        return [value.jaxpr]
+    if isinstance(value, jex.Jaxpr):
+        return [value]
+    return [jaxpr for part in value for jaxpr in _jaxprs(part)] if isinstance(value, tuple) else []
+
+
+SIDES: dict[str, Callable[[str, str, str], Side]] = {
+    "eqx_vit": ours,
+    "flax": lambda _, setting, dtype: flax_vit(setting, dtype),
+}

@@ -1,0 +1,66 @@
+"""Every preset that timm has, and those that timm's classes can be made to: `nox -s parity`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from eqx_vit import MODELS
+
+pytest.importorskip("torch", reason="run by nox -s parity")
+timm = pytest.importorskip("timm", reason="run by nox -s parity")
+
+from comparison import Case, compare  # noqa: E402
+from timm.models.vision_transformer import Block, ParallelThingsBlock, VisionTransformer  # noqa: E402
+
+pytestmark = pytest.mark.parity
+
+
+def _registered(name: str) -> Callable[[Any, bool], Any]:
+    def build(config: Any, reduced: bool) -> Any:
+        return timm.create_model(name, pretrained=False, **({"depth": config.depth} if reduced else {}))
+
+    return build
+
+
+def _vision_transformer(config: Any, **more: Any) -> Any:
+    return VisionTransformer(
+        img_size=config.image_size,
+        patch_size=config.patch_size,
+        embed_dim=config.dim,
+        depth=config.depth,
+        num_heads=config.heads,
+        mlp_ratio=(config.mlp_dim or 4 * config.dim) / config.dim,
+        **more,
+    )
+
+
+def _simple_vit(config: Any, reduced: bool) -> Any:
+    # The official code has the tanh form of GELU, which timm has to be asked for.
+    return _vision_transformer(config, class_token=False, global_pool="avg", fc_norm=False, act_layer="gelu_tanh")
+
+
+def _parallel_vit(config: Any, reduced: bool) -> Any:
+    block = Block if config.num_parallel_branches == 1 else ParallelThingsBlock
+    return _vision_transformer(config, block_fn=block, init_values=config.layer_scale, no_embed_class=True)
+
+
+def _cases() -> list[Case]:
+    registered = set(timm.list_models())
+    cases: list[Case] = []
+    for architecture, row in MODELS.items():
+        for name, config in row.presets.items():
+            if name in registered:
+                cases.append(Case(name, "timm", f"timm {name}", _registered(name), config))
+            elif architecture == "simple_vit" and config.representation_size is None:
+                # timm has no fixed table: there it is a parameter that holds ours.
+                theirs = "timm VisionTransformer"
+                cases.append(Case(name, "timm", theirs, _simple_vit, config, fixed=("pos_embed",)))
+            elif architecture == "parallel_vit":
+                cases.append(Case(name, "timm", "timm VisionTransformer", _parallel_vit, config))
+    return cases
+
+
+@pytest.mark.parametrize("case", _cases(), ids=str)
+def test_equals_timm(case: Case, record_property: Any) -> None:
+    compare(case, record_property)
