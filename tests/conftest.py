@@ -10,5 +10,5 @@ jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_disable_most_optimizations", True)
 
 # No deadline: the first example of a shape traces. Derandomised: a failure is found by everybody or by nobody.
-settings.register_profile("eqx_vit", deadline=None, derandomize=True, max_examples=100)
+settings.register_profile("eqx_vit", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("eqx_vit")

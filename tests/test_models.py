@@ -19,7 +19,7 @@ from tiny import TINY, tiny_size
 import eqx_vit
 from eqx_vit import MODELS
 from eqx_vit.layers import Stack, is_live
-from eqx_vit.paths import named_leaves, named_statistics
+from eqx_vit.paths import named_leaves, named_statistics, with_named_statistics
 
 # Parameters that no gradient can reach, as name patterns with the reason.
 WITHOUT_GRADIENT: dict[str, dict[str, str]] = {}
@@ -33,7 +33,27 @@ def test_each_model_has_a_tiny_config() -> None:
 
 @functools.cache
 def tiny(name: str) -> tuple[Any, Any]:
+    """The tiny model as it is initialised."""
     return eqx_vit.create(TINY[name], key=jax.random.key(0))
+
+
+def drawn(name: str, rate: float = 0.0) -> tuple[Any, Any]:
+    """The tiny model with every parameter drawn by numpy: no initialisation hides behind zeros, and none compiles."""
+    model, state = eqx.filter_eval_shape(
+        eqx.nn.make_with_state(MODELS[name].model), with_rates(TINY[name], rate), key=jax.random.key(0)
+    )
+    random = np.random.default_rng(3)
+
+    def draw(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
+        return jnp.asarray(0.3 * random.standard_normal(leaf.shape), dtype=leaf.dtype)
+
+    model = jax.tree.map(draw, model)
+    # Fresh statistics: means 0, variances 1.
+    statistics = named_statistics(model, state)
+    fresh = {key: jnp.full(leaf.shape, key.endswith("var"), leaf.dtype) for key, leaf in statistics.items()}
+    return model, with_named_statistics(model, state, fresh)
 
 
 def images_for(name: str, batch: int = 2) -> jax.Array:
@@ -46,18 +66,10 @@ def with_rates(config: Any, rate: float) -> Any:
     return dataclasses.replace(config, **dict.fromkeys(names, rate))
 
 
-def randomised(model: Any) -> Any:
-    """The model with every parameter drawn afresh, so that zero initialisations hide nothing."""
-    leaves, structure = jax.tree.flatten(eqx.filter(model, eqx.is_inexact_array))
-    keys = jax.random.split(jax.random.key(3), len(leaves))
-    drawn = [0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-    return eqx.combine(jax.tree.unflatten(structure, drawn), model)
-
-
 @every_model
 def test_trains_under_jit_without_retracing(name: str) -> None:
-    config = with_rates(TINY[name], 0.2)
-    model, state = eqx_vit.create(config, key=jax.random.key(0))
+    config = TINY[name]
+    model, state = drawn(name, 0.2)
     images = images_for(name)
 
     @eqx.filter_jit
@@ -70,7 +82,6 @@ def test_trains_under_jit_without_retracing(name: str) -> None:
         (_, (logits, after)), gradients = eqx.filter_value_and_grad(loss, has_aux=True)(model)
         return logits, after, gradients
 
-    model = randomised(model)
     logits, after, gradients = step(model, state, jax.random.key(1))
     again, _, _ = step(model, after, jax.random.key(1))
     other, _, _ = step(model, after, jax.random.key(2))
@@ -85,8 +96,8 @@ def test_trains_under_jit_without_retracing(name: str) -> None:
 
 @every_model
 def test_every_parameter_receives_gradient(name: str) -> None:
-    model, state = tiny(name)
-    model, images = randomised(model), images_for(name, batch=3)
+    model, state = drawn(name)
+    images = images_for(name, batch=3)
     cotangent = jax.random.normal(jax.random.key(5), (3, TINY[name].num_classes))
 
     @eqx.filter_jit
@@ -104,9 +115,8 @@ def test_every_parameter_receives_gradient(name: str) -> None:
 
 @every_model
 def test_inference_is_deterministic_and_per_image(name: str) -> None:
-    config = with_rates(TINY[name], 0.5)
-    model, state = eqx_vit.create(config, key=jax.random.key(0))
-    model = eqx_vit.inference_mode(randomised(model))
+    model, state = drawn(name, 0.5)
+    model = eqx_vit.inference_mode(model)
     images = images_for(name, batch=3)
     forward = eqx.filter_jit(eqx_vit.forward)
     logits, after = forward(model, state, images)
@@ -172,8 +182,8 @@ def test_forward_refuses_what_is_no_batch(name: str) -> None:
 
 @every_model
 def test_bfloat16(name: str) -> None:
-    model, state = tiny(name)
-    model = eqx_vit.inference_mode(randomised(model))
+    model, state = drawn(name)
+    model = eqx_vit.inference_mode(model)
     images = images_for(name)
     exact, _ = eqx.filter_jit(eqx_vit.forward)(model, state, images)
     half = eqx_vit.cast(model, jnp.bfloat16)
