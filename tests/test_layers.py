@@ -173,7 +173,7 @@ def test_attend_against_the_formula() -> None:
 
 def test_attention_says_by_axis_name_what_is_wrong() -> None:
     attention = Attention(8, 2, key=jax.random.key(0))
-    with pytest.raises(Exception, match=r"Float\[Array, 'tokens dim'\]"):
+    with pytest.raises(Exception, match="'tokens dim'"):
         attention(jnp.ones((2, 3, 8)))
 
 
