@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from eqx_vit.layers import (
     BATCH_AXIS,
@@ -190,18 +192,53 @@ def test_conv_against_the_sum_over_its_window(groups: int, stride: int) -> None:
     np.testing.assert_allclose(conv(x), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("multiplier", [1, 2])
-@pytest.mark.parametrize("stride", [(1, 1), (2, 3)])
-@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 2), (1, 0))])
-def test_depthwise_convolution_is_that_of_xla(multiplier: int, stride: tuple[int, int], padding: Any) -> None:
-    x = jax.random.normal(jax.random.key(0), (6, 7, 4))
-    weight = jax.random.normal(jax.random.key(1), (4 * multiplier, 1, 3, 2))
-    found = convolve(x, weight, stride=stride, padding=padding, groups=4)
-    dimensions = ("NHWC", "OIHW", "NHWC")
-    expected = jax.lax.conv_general_dilated(
-        x[None], weight, stride, padding, dimension_numbers=dimensions, feature_group_count=4
+def convolved_by_xla(x: Any, weight: Any, stride: tuple[int, int], padding: Any, groups: int) -> Any:
+    return jax.lax.conv_general_dilated(
+        x[None], weight, stride, padding, dimension_numbers=("NHWC", "OIHW", "NHWC"), feature_group_count=groups
+    )[0]
+
+
+@settings(max_examples=12)
+@given(
+    size=st.tuples(st.integers(7, 11), st.integers(7, 11)),
+    kernel=st.sampled_from([(1, 1), (2, 2), (3, 3), (3, 5), (4, 4), (8, 7)]),
+    stride=st.sampled_from([(1, 1), (2, 2), (4, 4), (2, 3)]),
+    padding=st.sampled_from([((0, 0), (0, 0)), ((1, 1), (1, 1)), ((0, 2), (3, 1))]),
+    filters=st.integers(1, 3),
+    groups=st.sampled_from([1, 2, 4]),
+)
+def test_convolution_and_its_gradients_are_those_of_xla(
+    size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], padding: Any, filters: int, groups: int
+) -> None:
+    random = np.random.RandomState(0)
+    x = jnp.asarray(random.standard_normal((8, *size, 4)), jnp.float32)
+    weight = jnp.asarray(random.standard_normal((4 * filters, 4 // groups, *kernel)), jnp.float32)
+
+    def summed(function: Any, x: Any, weight: Any) -> Any:
+        y = jax.vmap(lambda x: function(x, weight))(x)
+        return jnp.sum(jnp.sin(y)), y
+
+    ours = lambda x, weight: convolve(x, weight, stride=stride, padding=padding, groups=groups)
+    theirs = lambda x, weight: convolved_by_xla(x, weight, stride, padding, groups)
+    found, expected = (
+        jax.jit(jax.value_and_grad(lambda x, weight: summed(function, x, weight), argnums=(0, 1), has_aux=True))(
+            x, weight
+        )
+        for function in (ours, theirs)
     )
-    np.testing.assert_allclose(found, expected[0], atol=1e-5)
+    for mine, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", [2, 3])
+def test_depthwise_sums_run_in_float32_and_come_back_in_bfloat16(kernel: int) -> None:
+    random = np.random.RandomState(0)
+    x = jnp.asarray(random.standard_normal((6, 6, 4)), jnp.bfloat16)
+    weight = jnp.asarray(random.standard_normal((4, 1, kernel, kernel)), jnp.bfloat16)
+    y = convolve(x, weight, stride=(2, 2), groups=4)
+    assert y.dtype == jnp.bfloat16
+    exact = convolved_by_xla(x.astype(jnp.float32), weight.astype(jnp.float32), (2, 2), ((0, 0), (0, 0)), 4)
+    np.testing.assert_array_equal(y, exact.astype(jnp.bfloat16))
 
 
 @pytest.mark.parametrize("padding", [(0, 1), (1, 1)])

@@ -1,8 +1,12 @@
 """Convolutions of one height x width x channels map: ordinary, strided, grouped and depthwise."""
 
+import functools
+import itertools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from einops import rearrange, repeat
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from eqx_vit.layers.config import pair
@@ -20,9 +24,14 @@ def convolve(
     padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0)),
     groups: int = 1,
 ) -> Float[Array, "new_height new_width out"]:
-    """The 2-D convolution (cross-correlation) of one map, zeros padded (before, after) on each axis."""
+    """The 2-D convolution (cross-correlation) of one map, zeros padded (before, after) on each axis.
+
+    XLA's CPU backend has fast kernels for ordinary convolutions, strided ones included, but not for depthwise ones and
+    their gradients: those are written out as sums of products, which XLA fuses into one loop on every backend.
+    """
     if groups == x.shape[-1] > 1:
-        return _depthwise(x, weight, stride, padding)
+        disjoint = stride == weight.shape[2:] and padding == ((0, 0), (0, 0))
+        return _sum_of_blocks(x, weight) if disjoint else _sum_of_shifts(x, weight, stride, padding)
     return jax.lax.conv_general_dilated(
         x[None],
         weight,
@@ -33,27 +42,40 @@ def convolve(
     )[0]
 
 
-def _depthwise(
+def _sum_of_shifts(
     x: Float[Array, "height width in"],
     weight: Float[Array, "out 1 kernel_height kernel_width"],
     stride: tuple[int, int],
     padding: tuple[tuple[int, int], tuple[int, int]],
 ) -> Float[Array, "new_height new_width out"]:
-    """One channel at a time, as a sum over the kernel's places; output `o` reads input `o // (out / in)`.
+    """A depthwise convolution: for each element of the kernel, the map shifted (and strided) times the weights."""
+    channels, _, height, width = weight.shape
+    padded, taps = _repeated(jnp.pad(widened(x), (*padding, (0, 0))), channels), widened(weight)
+    last_row, last_column = padded.shape[0] - height, padded.shape[1] - width
 
-    XLA's own takes seconds for the gradient of one small layer on a CPU, hundreds of times as long as this.
-    """
-    out, _, height, width = weight.shape
-    taps = widened(weight.reshape(x.shape[-1], -1, height, width))
-    padded = widened(jnp.pad(x, (*padding, (0, 0))))
-    rows = (padded.shape[0] - height) // stride[0] + 1
-    columns = (padded.shape[1] - width) // stride[1] + 1
-    total = jnp.zeros((rows, columns, *taps.shape[:2]), dtype=taps.dtype)
-    for row in range(height):
-        for column in range(width):
-            seen = padded[row : row + rows * stride[0] : stride[0], column : column + columns * stride[1] : stride[1]]
-            total = total + seen[:rows, :columns, :, None] * taps[None, None, :, :, row, column]
-    return total.reshape(rows, columns, out).astype(x.dtype)
+    def product(row: int, column: int) -> Array:
+        limits = (row + last_row + 1, column + last_column + 1, channels)
+        shifted = jax.lax.slice(padded, (row, column, 0), limits, (*stride, 1))
+        return shifted * jnp.broadcast_to(taps[:, 0, row, column], shifted.shape)
+
+    products = itertools.starmap(product, itertools.product(range(height), range(width)))
+    return functools.reduce(jnp.add, products).astype(x.dtype)
+
+
+def _sum_of_blocks(
+    x: Float[Array, "height width in"], weight: Float[Array, "out 1 kernel_height kernel_width"]
+) -> Float[Array, "new_height new_width out"]:
+    """A depthwise convolution whose kernel is its stride: a weighted sum over each block of the map."""
+    channels, _, height, width = weight.shape
+    whole = widened(x)[: x.shape[0] // height * height, : x.shape[1] // width * width]
+    blocks = rearrange(_repeated(whole, channels), "(a h) (b w) c -> a b h w c", h=height, w=width)
+    weights = rearrange(widened(weight), "c 1 h w -> 1 1 h w c")
+    return jnp.sum(blocks * jnp.broadcast_to(weights, blocks.shape), axis=(2, 3)).astype(x.dtype)
+
+
+def _repeated(x: Float[Array, "height width in"], channels: int) -> Float[Array, "height width out"]:
+    """Each channel as often as it has filters; they lie side by side."""
+    return repeat(x, "h w c -> h w (c filters)", filters=channels // x.shape[-1])
 
 
 class Conv(eqx.Module):
