@@ -390,7 +390,11 @@ def test_other_paths_are_refused_in_words(tmp_path: Path) -> None:
     eqx_vit.save(tmp_path / "own.safetensors", model, state)
     os.mkfifo(tmp_path / "pipe.npz")
     for name, error, text in (
-        ("model.pth", ValueError, "is a pickle: convert it with python -m eqx_vit.weights.convert model.pth"),
+        (
+            "model.pth",
+            ValueError,
+            r"is a pickle: run python -m eqx_vit.weights.convert .*model\.pth model\.safetensors",
+        ),
         ("model.h5", ValueError, "neither a .safetensors nor a .npz"),
         ("absent.npz", FileNotFoundError, "there is no file"),
         ("pipe.npz", ValueError, "not a regular file"),
@@ -611,18 +615,23 @@ def test_urls_are_downloaded_once(tmp_path: Path, offline_cache: Path, monkeypat
     class Answer(io.BytesIO):
         headers = {"Content-Length": "4"}  # noqa: RUF012
 
-    answers = [Answer(b"abc"), Answer(b"abcd")]
+    class Page(Answer):
+        headers = {"Content-Type": "text/html; charset=utf-8"}  # noqa: RUF012
+
+    answers = [Answer(b"abc"), Page(b"Confirm"), Answer(b"abcd")]
     monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: answers.pop(0))
     url = "https://somewhere.example/folder/weights.npz"
     with pytest.raises(FileNotFoundError, match="HF_HUB_OFFLINE is set: download https"):
-        fetch(url, "")
+        fetch(url, "weights.npz")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(FileNotFoundError, match="the connection ended after 3 of 4 bytes"):
-        fetch(url, "")
+        fetch(url, "weights.npz")
+    with pytest.raises(FileNotFoundError, match="a web page that asks"):
+        fetch(url, "weights.npz")
     assert not [path for path in url_cache().rglob("*") if path.is_file()]
-    path = fetch(url, "", sha256=hashlib.sha256(b"abcd").hexdigest())
+    path = fetch(url, "weights.npz", sha256=hashlib.sha256(b"abcd").hexdigest())
     assert path.read_bytes() == b"abcd"
-    assert fetch(url, "") == path
+    assert fetch(url, "weights.npz") == path
     assert not answers
 
 

@@ -40,7 +40,7 @@ def find(config: Any, name: str | None, pretrained: Place | Source | bool) -> Ch
         path = fetch(_place(pretrained), pretrained.file, sha256=pretrained.sha256)
         return Checkpoint(path=path, layout=pretrained.layout, made_for=made_for)
     place = os.fspath(pretrained)
-    path = fetch(place, "model.safetensors")
+    path = fetch(place, Path(place).name if place.startswith("http") else "model.safetensors")
     described = _description(place)
     if described is None:
         return Checkpoint(path=path, layout=_layout_of_a_file(config, name, path))

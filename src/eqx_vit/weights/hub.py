@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import os
 import urllib.error
-import urllib.parse
 import urllib.request
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +20,7 @@ def fetch(place: str, file: str, *, sha256: str | None = None) -> Path:
     """A file on this machine, downloaded if it has to be.
 
     **Arguments:** `place` is `hf-hub:owner/name` (or `...@revision`), the URL of the file itself, a local folder or a
-    local file; `file` the name within a repository or folder.
+    local file; `file` the name within a repository or folder, and the one that a download from a URL gets.
 
     **Raises:** `FileNotFoundError` that says what to do for a file that is not there and cannot be downloaded;
     `ValueError` for another content than `sha256` says; `ImportError` without huggingface_hub.
@@ -29,7 +28,7 @@ def fetch(place: str, file: str, *, sha256: str | None = None) -> Path:
     if place.startswith(_HUB):
         path = _from_hub(place.removeprefix(_HUB), file)
     elif is_remote(place):
-        path = _from_url(place, sha256)
+        path = _from_url(place, file, sha256)
     else:
         path = Path(place).expanduser()
         path = path / file if path.is_dir() else path
@@ -55,9 +54,8 @@ def _from_hub(name: str, file: str) -> Path:
         ) from error
 
 
-def _from_url(url: str, sha256: str | None) -> Path:
+def _from_url(url: str, name: str, sha256: str | None) -> Path:
     """The file of a URL from our cache, which a download enters whole or not at all."""
-    name = Path(urllib.parse.urlsplit(url).path).name
     path = url_cache() / hashlib.sha256(url.encode()).hexdigest()[:16] / name
     if path.exists():
         return path
@@ -69,7 +67,9 @@ def _from_url(url: str, sha256: str | None) -> Path:
     unfinished = path.with_name(f".{os.getpid()}.tmp")
     try:
         with urllib.request.urlopen(url, timeout=30) as answer, open(unfinished, "wb") as out:
-            length = int(answer.headers["Content-Length"] or 0)
+            if answer.headers.get("Content-Type", "").startswith("text/html"):
+                raise OSError("it is a web page that asks for something first")
+            length = int(answer.headers.get("Content-Length") or 0)
             with hub.utils.tqdm(total=length or None, unit="B", unit_scale=True, desc=name) as bar:
                 while block := answer.read(2**20):
                     out.write(block)

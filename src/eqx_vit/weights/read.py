@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -38,8 +38,8 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     """
     if path.suffix in _PICKLES:
         raise ValueError(
-            f"{path} is a pickle: convert it with python -m eqx_vit.weights.convert {path.name} "
-            f"{path.name.split('.')[0]}.safetensors"
+            f"{path} is a pickle: run python -m eqx_vit.weights.convert {path} {path.name.split('.')[0]}.safetensors "
+            "and use what it writes, as pretrained= of eqx_vit.create for example"
         )
     if path.suffix not in (".safetensors", ".npz"):
         raise ValueError(f"{path} is neither a .safetensors nor a .npz file")
@@ -96,7 +96,7 @@ def _array(archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo) -> np.n
         return array_of_bytes(file.read(), shape, dtype, order="F" if columns_first else "C")
 
 
-def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     """(shape, whether the first axis is the fastest, dtype)."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):

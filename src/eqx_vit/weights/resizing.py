@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from eqx_vit.layers import resize_grid, resize_grid_corners
+from eqx_vit.models.parallel_vit import ParallelViTConfig, ParallelViTHMLPConfig
 from eqx_vit.models.simple_vit import SimpleViTConfig
 from eqx_vit.models.vit import ViTConfig
 from eqx_vit.surface import rebuilt, resize
@@ -21,6 +22,8 @@ _bicubic = functools.partial(resize_grid, antialias=False)
 # Rules for a map of (rows, columns, dim) that becomes one of another (rows, columns).
 RULES: Mapping[tuple[Any, str], Callable[[Any, tuple[int, int]], Any]] = {
     (ViTConfig, "official"): _bicubic,  # facebookresearch/deit, which is older than antialiasing in PyTorch
+    (ParallelViTConfig, "official"): _bicubic,
+    (ParallelViTHMLPConfig, "official"): _bicubic,
     (ViTConfig, "hf"): _bicubic,
     (ViTConfig, "flax"): resize_grid_corners,  # google-research: scipy.ndimage.zoom
     (SimpleViTConfig, "timm"): resize_grid,
