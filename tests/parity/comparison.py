@@ -2,7 +2,7 @@
 
 import dataclasses
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -16,7 +16,7 @@ from eqx_vit.testing import image_size_of
 from eqx_vit.weights import load_state_dict, to_state_dict
 
 TOLERANCE = 2e-5  # of the largest logit
-LARGEST = 150_000_000  # models with more parameters are compared at a depth of 2, and counted at full depth
+LARGEST = 150_000_000  # models with more parameters are compared at a reduced depth, and counted at full
 COLUMNS = ("preset", "theirs", "parameters here", "parameters there", "logit difference")
 
 
@@ -44,17 +44,17 @@ def compare(case: Case, record: Callable[[str, Any], None]) -> None:
     """Assert all of it for one case; `record` gets the cells of the table's row."""
     for column, cell in zip(COLUMNS, (case.preset, case.theirs), strict=False):
         record(column, cell)
-    ours = eqx_vit.count_params(_skeleton(case.config)[0])
+    ours = eqx_vit.count_params(skeleton(case.config)[0])
     config = _reduced(case.config) if ours > LARGEST else case.config
     record("parameters here", ours)
     module = case.build(config, config != case.config).eval()
     full = module if config == case.config else _on_meta(case)
     theirs = sum(parameter.numel() for name, parameter in full.named_parameters() if name not in case.fixed)
     record("parameters there", theirs)
-    model, state = _skeleton(config)
-    weights = _randomised(module, case.preset, {name: _fixed(config, case.source, name) for name in case.fixed})
+    model, state = skeleton(config)
+    weights = randomised(module, case.preset, {name: _fixed(config, case.source, name) for name in case.fixed})
     model, state = load_state_dict(model, state, weights, source=case.source)
-    _assert_equal(to_state_dict(model, state, case.source), weights)
+    assert_equal(to_state_dict(model, state, case.source), weights)
     image = _image(case)
     with torch.inference_mode():
         expected = module(torch.from_numpy(image))
@@ -63,26 +63,23 @@ def compare(case: Case, record: Callable[[str, Any], None]) -> None:
     found = _logits(eqx.nn.inference_mode(model), state, jnp.asarray(np.moveaxis(image, 1, -1)))
     scale = float(np.abs(expected).max())
     difference = float(np.abs(np.asarray(found) - expected).max()) / scale
-    at_depth = "" if config == case.config else " (at depth 2)"
+    at_depth = "" if config == case.config else " (reduced depth)"
     record("logit difference", f"{difference:.1e}{at_depth}")
     assert 0.01 < scale < 1000, f"logits of scale {scale} show nothing"
     assert difference <= TOLERANCE, f"the logits differ by {difference:.1e} of their scale {scale:.2f}"
     assert ours == theirs, f"{ours} parameters here, {theirs} there"
 
 
-def _skeleton(config: Any) -> tuple[Any, eqx.nn.State]:
+def skeleton(config: Any) -> tuple[Any, eqx.nn.State]:
     """The model and state with shapes in place of arrays, which the loader fills."""
     return eqx.filter_eval_shape(eqx_vit.create, config, key=jax.random.key(0))
 
 
 def _reduced(config: Any) -> Any:
-    """The config with every stage at most two blocks deep."""
-    depths = [
-        field.name
-        for field in dataclasses.fields(config)
-        if field.name in ("depth", "s1_depth", "s2_depth", "s3_depth")
-    ]
-    return dataclasses.replace(config, **{name: min(getattr(config, name), 2) for name in depths})
+    """The config with few blocks: as many as the PyTorch models can be built with."""
+    depths = {"depth": 2, "s1_depth": 1, "s2_depth": 2, "s3_depth": 3}
+    names = [field.name for field in dataclasses.fields(config) if field.name in depths]
+    return dataclasses.replace(config, **{name: min(getattr(config, name), depths[name]) for name in names})
 
 
 def _on_meta(case: Case) -> torch.nn.Module:
@@ -94,17 +91,19 @@ def _on_meta(case: Case) -> torch.nn.Module:
 def _fixed(config: Any, source: str, name: str) -> np.ndarray:
     model, state = jax.tree.map(
         lambda leaf: np.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf,
-        _skeleton(config),
+        skeleton(config),
     )
     return to_state_dict(model, state, source)[name]
 
 
-def _randomised(module: torch.nn.Module, name: str, fixed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def randomised(
+    module: torch.nn.Module, name: str, fixed: Mapping[str, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
     """The module's state, drawn anew in place: every parameter counts, and activations keep about their scale."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     tensors = module.state_dict()
     for key, tensor in tensors.items():
-        if key in fixed:
+        if fixed is not None and key in fixed:
             tensor.copy_(torch.from_numpy(np.array(fixed[key])))
         elif tensor.is_floating_point():
             start, last = key.rpartition(".")[::2]
@@ -130,7 +129,7 @@ def _distribution(last: str, tensor: torch.Tensor, in_batch_norm: bool) -> tuple
     return (0.1, 0.0) if last == "bias" else (0.5, 0.0)  # the others are tokens and tables
 
 
-def _assert_equal(returned: dict[str, np.ndarray], given: dict[str, np.ndarray]) -> None:
+def assert_equal(returned: dict[str, np.ndarray], given: dict[str, np.ndarray]) -> None:
     missing, more = sorted(set(given) - set(returned)), sorted(set(returned) - set(given))
     assert not missing, f"do not come back: {missing}"
     assert not more, f"come back and were not given: {more}"

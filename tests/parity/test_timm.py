@@ -61,6 +61,17 @@ def _cases() -> list[Case]:
     return cases
 
 
+@pytest.mark.parametrize("name", [name for row in MODELS.values() for name in row.weights if timm.is_model(name)])
+def test_weights_are_timms_default(name: str) -> None:
+    """The checkpoint that `timm.create_model(name, pretrained=True)` takes, and what its images are."""
+    source = next(row.weights[name] for row in MODELS.values() if name in row.weights)
+    theirs = timm.get_pretrained_cfg(name)
+    assert source.hub == theirs.hf_hub_id
+    found = (source.mean, source.std, source.interpolation, source.crop, source.classes, source.license)
+    crop = theirs.crop_pct
+    assert found == (theirs.mean, theirs.std, theirs.interpolation, crop, theirs.num_classes, theirs.license)
+
+
 @pytest.mark.parametrize("case", _cases(), ids=str)
 def test_equals_timm(case: Case, record_property: Any) -> None:
     compare(case, record_property)

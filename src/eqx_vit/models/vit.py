@@ -376,7 +376,7 @@ _TAGS = {  # tag and crop of timm's default checkpoint; those not named here fol
     "vit_large_patch32_384": ("orig_in21k_ft_in1k", 1.0),
     "vit_medium_patch16_gap_256": ("sw_in12k_ft_in1k", 0.95),
     "vit_medium_patch16_reg4_gap_256": ("sbb_in12k_ft_in1k", 0.95),
-    "vit_little_patch16_reg4_gap_256": ("sbb_in12k_ft_in1k", 0.95),
+    "vit_little_patch16_reg4_gap_256": ("sbb_in1k", 0.95),
     "vit_wee_patch16_reg1_gap_256": ("sbb_in1k", 0.95),
 }
 _UNRELEASED = (  # no checkpoint with a 1000-class head
@@ -392,11 +392,8 @@ _UNRELEASED = (  # no checkpoint with a 1000-class head
 
 
 def _tag(name: str) -> tuple[str, float]:
-    if name.startswith("deit3"):
-        return "fb_in22k_ft_in1k", 1.0
-    if name.startswith("deit"):
-        return "fb_in1k", 1.0 if name.endswith("384") else 0.9
-    return "augreg_in21k_ft_in1k", 1.0 if name.endswith("384") else 0.9
+    tag = "fb_in1k" if name.startswith("deit") else "augreg_in21k_ft_in1k"
+    return tag, 1.0 if name.endswith("384") else 0.9
 
 
 WEIGHTS: dict[str, Source] = {

@@ -60,8 +60,9 @@ def load_state_dict(
     rules, constants = _rules(model, leaves, source)
     known = {name for rule in rules for name in _names(rule)} | {item.name for item in constants}
     if num_classes is not None:
-        heads = [rule for rule in name_map(model.config, source) if isinstance(rule, Rule) and _is_head(rule)]
-        known |= {name for rule in heads for name in _names(rule)}
+        for entry in name_map(model.config, source):
+            if _is_head(entry):
+                known |= set(_names(entry)) if isinstance(entry, Rule) else {entry.name}
         if any(_misfits(rule, leaves, given) for rule in rules if _is_head(rule)):
             rules = [rule for rule in rules if not _is_head(rule)]
     loaded: dict[str, np.ndarray] = {}
@@ -180,8 +181,9 @@ def _names(rule: Rule) -> list[str]:
     return [name for block in rule.theirs for name in block]
 
 
-def _is_head(rule: Rule) -> bool:
-    return rule.ours.split(".")[0] in ("head", "head_dist")
+def _is_head(entry: Rule | Constant) -> bool:
+    ours = entry.ours if isinstance(entry, Rule) else entry.beside
+    return ours is not None and ours.split(".")[0] in ("head", "head_dist")
 
 
 def _replaced(
