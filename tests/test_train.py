@@ -1,11 +1,13 @@
 """The training program: exact resumption, equal numbers for equal seeds, image folders, checkpoints, pictures."""
 
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,15 @@ from eqx_vit.paths import named_leaves, named_statistics
 from eqx_vit.train.data import class_names, digits, epoch_order, image_folder
 from eqx_vit.train.loop import train_run
 from eqx_vit.train.models import SMALL, model_config, parse_changes
-from eqx_vit.train.optimiser import learning_rate
+from eqx_vit.train.optimiser import learning_rate, make_optimiser
 from eqx_vit.train.pictures import read_picture
-from eqx_vit.train.pixels import Moves, Pixels, identity_maps, prepare, random_maps, sample
+from eqx_vit.train.pixels import Moves, Pixels, identity_maps, moves_of, prepare, random_maps, sample
 from eqx_vit.train.plots import draw_curves, draw_samples
 from eqx_vit.train.report import Report
 from eqx_vit.train.run import BEST, LAST, METRICS, TRAINING_STATE, check_free, read_run, write_run
 from eqx_vit.train.settings import Settings
 from eqx_vit.train.start import new_run, resumed_run
+from eqx_vit.train.step import initial_state, make_train_step
 
 GIVEN: dict[str, Any] = {
     "epochs": 2,
@@ -49,21 +52,25 @@ def train(folder: Path, given: dict[str, Any] = GIVEN, stopped: Any = lambda: Fa
     return train_run(folder, run, data, QUIET, stopped)
 
 
-def weights(folder: Path) -> list[bytes]:
-    return [(folder / name).read_bytes() for name in (BEST, LAST, TRAINING_STATE) if name != TRAINING_STATE] + [
-        _training_arrays(folder)
-    ]
-
-
-def _training_arrays(folder: Path) -> bytes:
-    """The training state without its header, whose metrics hold the seconds."""
-    content = (folder / TRAINING_STATE).read_bytes()
-    return content[8 + int.from_bytes(content[:8], "little") :]
+def weights(folder: Path) -> list[str]:
+    """Digests of all that training computed. Of the training state without its header, whose metrics hold seconds."""
+    contents = [(folder / name).read_bytes() for name in (BEST, LAST, TRAINING_STATE)]
+    contents[2] = contents[2][8 + int.from_bytes(contents[2][:8], "little") :]
+    return [hashlib.sha256(content).hexdigest() for content in contents]
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     entries = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
     return [{name: value for name, value in entry.items() if name != "seconds"} for entry in entries]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep compiled steps on disk: most runs here repeat the same one."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +213,18 @@ def test_nothing_is_overwritten(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a file"):
         check_free(tmp_path / "precious.txt")
     check_free(tmp_path / "new")
+
+
+def test_the_step_is_compiled_once() -> None:
+    run, data = new_run(GIVEN, QUIET)
+    optimiser = make_optimiser(run.config, run.settings, 10)
+    step = make_train_step(run.config, optimiser, run.settings, run.pixels, moves_of(run.settings))
+    state = initial_state(run.config, optimiser, 0)
+    for chosen in epoch_order(data.train, 0, 0, 256):
+        state, loss = step(state, data.images, data.labels, chosen)
+    assert np.isfinite(float(loss))
+    assert int(state.step) == 4
+    assert step._cache_size() == 1  # type: ignore[attr-defined]
 
 
 # --- data

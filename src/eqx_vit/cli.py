@@ -5,7 +5,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -97,7 +98,8 @@ def train(options: argparse.Namespace) -> int:
             check_free(folder)
             write_run(folder, run)
         report.say(_headline(run, data, folder))
-        result = train_run(folder, run, data, report, _interrupted(report.say))
+        with _signals(report.say) as stopped:
+            result = train_run(folder, run, data, report, stopped)
     if result is None:
         print(f"stopped; go on with: eqx-vit train --resume {folder}")
         return 130
@@ -162,8 +164,9 @@ def _headline(run: Any, data: Any, folder: Path) -> str:
     )
 
 
-def _interrupted(say: Callable[[str], None]) -> Callable[[], bool]:
-    """Whether Ctrl-C was pressed, or the process told to end: the first time is remembered, the second ends it."""
+@contextmanager
+def _signals(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """Within it, whether Ctrl-C was pressed or the process told to end; the second time ends the program at once."""
     received: list[int] = []
 
     def remember(number: int, _: Any) -> None:
@@ -172,9 +175,12 @@ def _interrupted(say: Callable[[str], None]) -> Callable[[], bool]:
             raise KeyboardInterrupt
         say("stopping after this step; once more to stop at once")
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, remember)
-    return lambda: bool(received)
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _failed(command: str, message: str) -> int:

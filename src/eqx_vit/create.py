@@ -19,7 +19,7 @@ from eqx_vit.models.source import Source
 from eqx_vit.paths import named_leaves, named_statistics, with_named_leaves, with_named_statistics
 from eqx_vit.surface import architecture, build, checked_key, with_fields
 
-FORMAT = "eqx_vit model 1"
+METADATA = "eqx_vit.model"  # one entry alone: safetensors writes several in any order, and equal models are equal files
 
 
 def create(
@@ -119,7 +119,7 @@ def save(path: str | os.PathLike[str], model: Any, state: Any) -> None:
     **Raises:** `ValueError` for a model that is not of this library, `ImportError` where safetensors is missing.
     """
     arrays = named_leaves(model) | named_statistics(model, state)
-    write_arrays(Path(path), arrays, {"format": FORMAT, "model": json.dumps(config_to_json(model.config))})
+    write_arrays(Path(path), arrays, {METADATA: json.dumps(config_to_json(model.config))})
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Any, eqx.nn.State]:
@@ -129,12 +129,12 @@ def load(path: str | os.PathLike[str]) -> tuple[Any, eqx.nn.State]:
     (with every missing, unexpected or mis-shaped name); `FileNotFoundError`.
     """
     arrays, metadata = read_arrays(Path(path))
-    if metadata.get("format") != FORMAT or "model" not in metadata:
+    if METADATA not in metadata:
         raise ValueError(
             f"{path} was not written by eqx_vit.save: released weights load with eqx_vit.weights.load_state_dict"
         )
     try:
-        config = config_from_json(json.loads(metadata["model"]))
+        config = config_from_json(json.loads(metadata[METADATA]))
     except ValueError as error:
         raise ValueError(f"the config inside {path} is not understood: {error}") from error
     model, state = eqx.filter_eval_shape(build, config, jax.random.key(0))

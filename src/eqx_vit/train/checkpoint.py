@@ -14,7 +14,7 @@ from eqx_vit.paths import path_name
 from eqx_vit.surface import from_dicts
 from eqx_vit.train.step import TrainState, averaged
 
-FORMAT = "eqx_vit training state 1"
+METADATA = "eqx_vit.training_history"
 
 
 def save_averaged(path: Path, config: Any, train: TrainState) -> None:
@@ -29,7 +29,7 @@ def save_training_state(path: Path, train: TrainState, history: list[dict[str, A
     One file, since of two files a kill could leave one old and one new.
     """
     arrays = {path_name(at): leaf for at, leaf in jax.tree_util.tree_leaves_with_path(train)}
-    write_arrays(path, arrays, {"format": FORMAT, "history": json.dumps(history)})
+    write_arrays(path, arrays, {METADATA: json.dumps(history)})
 
 
 def load_training_state(path: Path, make_initial: Callable[[], TrainState]) -> tuple[TrainState, list[dict[str, Any]]]:
@@ -38,7 +38,7 @@ def load_training_state(path: Path, make_initial: Callable[[], TrainState]) -> t
     **Raises:** `ValueError` for a damaged file, or one of another model or optimiser.
     """
     arrays, metadata = read_arrays(path)
-    if metadata.get("format") != FORMAT:
+    if METADATA not in metadata:
         raise ValueError(f"{path} is no training state")
     shapes = {path_name(at): leaf for at, leaf in jax.tree_util.tree_leaves_with_path(jax.eval_shape(make_initial))}
     wrong = sorted(set(shapes) ^ set(arrays)) or [
@@ -49,4 +49,4 @@ def load_training_state(path: Path, make_initial: Callable[[], TrainState]) -> t
     train = jax.tree_util.tree_map_with_path(
         lambda at, _: jnp.asarray(arrays[path_name(at)]), jax.eval_shape(make_initial)
     )
-    return train, json.loads(metadata["history"])
+    return train, json.loads(metadata[METADATA])

@@ -18,7 +18,7 @@ from eqx_vit.train.pixels import moves_of
 from eqx_vit.train.plots import draw_curves, draw_samples
 from eqx_vit.train.report import Report
 from eqx_vit.train.run import BEST, CURVES, LAST, SAMPLES, TRAINING_STATE, Run, write_metrics
-from eqx_vit.train.step import TrainState, averaged, initial_state, make_eval_step, make_train_step
+from eqx_vit.train.step import EvalStep, TrainState, averaged, initial_state, make_eval_step, make_train_step
 
 SAVE_SECONDS = 60.0  # within long epochs, the state is saved this often
 
@@ -45,7 +45,8 @@ def train_run(folder: Path, run: Run, data: Data, report: Report, stopped: Calla
     first = int(train.step)
     report.started(first, total)
     order = epoch_order(data.train, settings.seed, first // epoch_steps, batch_size)
-    began = saved = time.monotonic()
+    saved = time.monotonic()
+    began = saved - (history[-1]["seconds"] if history else 0)
     for step in range(first, total):
         epoch, position = divmod(step, epoch_steps)
         if position == 0:
@@ -71,7 +72,7 @@ def train_run(folder: Path, run: Run, data: Data, report: Report, stopped: Calla
             saved = time.monotonic()
         if stopped() and step + 1 < total:
             return None
-    return _finish(folder, run, data, history, report)
+    return _finish(folder, run, data, history, eval_step)
 
 
 def _restored(folder: Path, make_initial: Callable[[], TrainState]) -> tuple[TrainState, list[dict[str, Any]]]:
@@ -95,7 +96,7 @@ def _merit(entry: dict[str, Any]) -> tuple[float, float]:
 def _entry(
     run: Run, epoch: int, step: int, total: int, train: TrainState, seen: int, validation: Evaluation, seconds: float
 ) -> dict[str, Any]:
-    """A line of metrics.jsonl. `seconds` count from where the process began to train."""
+    """A line of metrics.jsonl."""
     return {
         "epoch": epoch,
         "step": step,
@@ -108,14 +109,12 @@ def _entry(
     }
 
 
-def _finish(folder: Path, run: Run, data: Data, history: list[dict[str, Any]], report: Report) -> dict[str, Any]:
+def _finish(folder: Path, run: Run, data: Data, history: list[dict[str, Any]], step: EvalStep) -> dict[str, Any]:
     """Test the best checkpoint, and draw the two pictures."""
     model, state = load(folder / BEST)
     images = jnp.asarray(data.images)
     batch_size = min(run.settings.batch_size, len(data.train))
-    test = evaluate(
-        make_eval_step(run.config, run.pixels), to_dicts(model, state), images, data.labels, data.test, batch_size
-    )
+    test = evaluate(step, to_dicts(model, state), images, data.labels, data.test, batch_size)
     result = {
         "checkpoint": BEST,
         "epoch": max(history, key=_merit)["epoch"],

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from eqx_vit.files import write_atomically
 
 TRAINING, VALIDATION, WRONG, QUIET = "#7a8ba3", "#1f6feb", "#c62828", "#555555"
+GAP = 1.35  # from one row of samples to the next, in widths of an image: the labels are between
 
 
 def draw_curves(path: Path, history: list[dict[str, Any]], title: str) -> None:
@@ -68,17 +69,26 @@ def draw_samples(
     order = np.lexsort((probabilities.max(axis=1), ~wrong))[:40]
     columns = min(10, len(order))
     rows = -(-len(order) // columns)
-    figure = Figure(figsize=(max(1.35 * columns, 6), 1.75 * rows + 0.6), layout="constrained")
-    all_axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    for axes in all_axes:
-        axes.set_axis_off()
-    for axes, index in zip(all_axes, order, strict=False):
+    # All images in one frame, each in a cell one wide and GAP high: a frame an image takes matplotlib ten times longer.
+    figure = Figure(figsize=(max(1.4 * columns, 6), 1.4 * GAP * rows + 0.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    for cell, index in enumerate(order):
+        top, left = GAP * (cell // columns), cell % columns
         image = images[index]
-        grey = image.shape[-1] == 1
-        axes.imshow(image[..., 0] if grey else image, cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
+        axes.imshow(
+            image[..., 0] if image.shape[-1] == 1 else image,
+            extent=(left + 0.03, left + 0.97, top + GAP - 0.03, top + GAP - 0.97),
+            cmap="gray",
+            vmin=0,
+            vmax=255,
+            interpolation="bicubic",
+        )
         said, sure = _short(classes[predicted[index]]), probabilities[index].max()
         text = f"predicted {said} ({sure:.0%})\ntrue {_short(classes[labels[index]])}"
-        axes.set_title(text, fontsize=8, color=WRONG if wrong[index] else QUIET)
+        colour = WRONG if wrong[index] else QUIET
+        axes.text(left + 0.5, top + GAP - 1, text, fontsize=7.5, color=colour, ha="center", va="bottom")
+    axes.set(xlim=(-0.05, columns + 0.05), ylim=(GAP * rows, -0.05))  # imshow has moved them
     figure.suptitle(title)
     _write(path, figure)
 

@@ -50,7 +50,8 @@ def data_of(run: Run, report: Report) -> Data:
     """
     data = load_data(run.settings, run.stored, run.pixels.channels, report)
     if data.fingerprint != run.fingerprint:
-        raise ValueError(f"the images in {run.settings.data} have changed since the run was started: start a new run")
+        source = run.settings.data or "scikit-learn's digits"
+        raise ValueError(f"the images of {source} have changed since the run was started: start a new run")
     return data
 
 
