@@ -144,8 +144,7 @@ def test_stopping_within_an_epoch_is_exact(whole: Path, tmp_path: Path) -> None:
 def test_sigkill_then_resume_reaches_the_same_bits(tmp_path: Path) -> None:
     given = GIVEN | {"epochs": 30, "batch_size": 64}
     program = (
-        "import sys, jax; sys.path[:0] = sys.argv[2:]\n"
-        "jax.config.update('jax_default_matmul_precision', 'highest')\n"
+        "import sys; sys.path[:0] = sys.argv[2:]; import conftest\n"  # which fixes how everything compiles
         "from pathlib import Path; from test_train import train\n"
         f"train(Path(sys.argv[1]), {given!r})"
     )
