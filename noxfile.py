@@ -36,9 +36,9 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """Full-size models against their golden logits, and the long training runs."""
+    """Full-size models against their golden logits, every contract for every architecture, the long training runs."""
     session.install("-e", ".[train]", *group("tests"))
-    session.run("pytest", "-m", "slow", *session.posargs)
+    session.run("pytest", "-n", "2", "-m", "slow", *session.posargs)
 
 
 @nox.session

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import TINY, tiny_size
+from tiny import TINY, compiled_model, tiny_size
 
 import eqx_vit
 import eqx_vit.flax
@@ -37,7 +37,7 @@ def same(left: Any, right: Any) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-@every_model
+@compiled_model
 def test_numbers_are_the_native_ones(name: str) -> None:
     v, images = door(name), images_for(name)
     variables = v.init(KEYS, images)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from beartype.door import is_bearable
 from jaxtyping import jaxtyped
-from tiny import TINY, tiny_size
+from tiny import TINY, compiled_model, tiny_size
 
 import eqx_vit
 from eqx_vit import MODELS
@@ -94,7 +94,7 @@ def test_trains_under_jit_without_retracing(name: str) -> None:
         assert np.any(mean)
 
 
-@every_model
+@compiled_model
 def test_every_parameter_receives_gradient(name: str) -> None:
     model, state = drawn(name)
     images = images_for(name, batch=3)
@@ -113,7 +113,7 @@ def test_every_parameter_receives_gradient(name: str) -> None:
         assert any(re.fullmatch(pattern, leaf) for leaf in found), f"{pattern} names no parameter"
 
 
-@every_model
+@compiled_model
 def test_inference_is_deterministic_and_per_image(name: str) -> None:
     model, state = drawn(name, 0.5)
     model = eqx_vit.inference_mode(model)
@@ -180,7 +180,7 @@ def test_forward_refuses_what_is_no_batch(name: str) -> None:
             model(images[0], state)
 
 
-@every_model
+@compiled_model
 def test_bfloat16(name: str) -> None:
     model, state = drawn(name)
     model = eqx_vit.inference_mode(model)
@@ -193,7 +193,7 @@ def test_bfloat16(name: str) -> None:
     np.testing.assert_allclose(logits.astype(jnp.float32), exact, atol=0.1 * scale)
 
 
-@every_model
+@compiled_model
 def test_head_swap(name: str) -> None:
     model, state = tiny(name)
     images = images_for(name)
@@ -302,7 +302,7 @@ def test_decay_reaches_weights_alone(name: str) -> None:
     assert all(path.endswith("weight") and "norm" not in path.split(".")[-2] for path in decayed)
 
 
-@every_model
+@compiled_model
 def test_transform_gives_the_same_numbers(name: str) -> None:
     model, state = tiny(name)
     images = images_for(name)

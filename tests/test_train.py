@@ -380,7 +380,7 @@ def test_models_of_every_kind_get_their_config_and_size() -> None:
     assert (config.num_classes, config.depth, config.channels, size) == (10, 2, 3, (224, 224))
     config, size = model_config("levit_128s", {}, (64, 32), 7)
     assert (config.num_classes, config.num_distill_classes, size) == (7, 7, (64, 32))
-    config, size = model_config("levit", {"dim": (16, 16, 16), "image_size": 32}, None, 7)
+    config, size = model_config("levit", {"dim": (16, 16, 16), "dim_key": 8, "image_size": 32}, None, 7)
     assert (config.num_classes, config.num_distill_classes, size) == (7, None, (32, 32))
     for name in SMALL:
         assert model_config(name, {}, None, 10)[0] == SMALL[name]

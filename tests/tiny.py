@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from eqx_vit import (
     CaiTConfig,
     CrossFormerConfig,
@@ -123,3 +125,10 @@ ANY_SIZE: dict[str, tuple[int, int]] = {}
 def tiny_size(name: str) -> tuple[int, int]:
     """(height, width) of the images that the generic tests give to a model."""
     return image_size_of(TINY[name], ANY_SIZE.get(name, (32, 32)))
+
+
+# What compiles most runs for these by default, one of each kind, and for all in the slow session.
+EVERY_RUN = ("vit", "levit", "cait", "t2t")
+compiled_model = pytest.mark.parametrize(
+    "name", [name if name in EVERY_RUN else pytest.param(name, marks=pytest.mark.slow) for name in TINY]
+)
