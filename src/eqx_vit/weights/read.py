@@ -46,7 +46,7 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     if path.suffix == ".npz":
         return _read_npz(path)
     arrays, metadata = read_arrays(path)
-    if metadata.get("format", "").startswith("eqx_vit"):
+    if any(name.startswith("eqx_vit.") for name in metadata):
         raise ValueError(f"{path} was written by eqx_vit.save: eqx_vit.load({str(path)!r}) reads it")
     return arrays
 
