@@ -70,6 +70,8 @@ def _timm(
         arguments["in_chans"] = config.channels
     size = pair(_image_size(config) or (preprocessing.image_size if preprocessing else 224))
     expected: dict[str, Any] = {"num_classes": config.num_classes, "input_size": [config.channels, *size]}
+    if _image_size(config) is not None:
+        expected["fixed_input_size"] = True  # else timm builds CrossViT for its own default of 224
     if preprocessing:
         expected |= {
             "mean": list(preprocessing.mean),
@@ -159,7 +161,7 @@ def _levit(config: LeViTConfig) -> dict[str, Any]:
         "key_dim": keys,
         "attention_ratio": [value // key for value, key in zip(values, keys, strict=True)],
         "mlp_ratio": mlp,
-        "drop_path_rate": config.drop_path,
+        # No drop_path_rate: transformers 5 refuses to open a LeViT whose rate is not a whole number.
     }
 
 
