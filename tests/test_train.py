@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -226,6 +227,21 @@ def test_the_step_is_compiled_once() -> None:
     assert step._cache_size() == 1  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("name", ["vit", "levit"])
+def test_bf16_computes_in_bfloat16_and_keeps_float32(name: str) -> None:
+    changes = {"image_size": 32} if name == "levit" else GIVEN["changes"]
+    given = GIVEN | {"model": "levit_128s" if name == "levit" else "digits", "changes": changes, "precision": "bf16"}
+    run, data = new_run(given, QUIET)
+    optimiser = make_optimiser(run.config, run.settings, 10)
+    state = jax.eval_shape(lambda: initial_state(run.config, optimiser, 0))
+    step = make_train_step(run.config, optimiser, run.settings, run.pixels, moves_of(run.settings))
+    traced = step.trace(state, data.images, data.labels, np.arange(4))  # type: ignore[attr-defined]
+    assert jax.tree.map(lambda leaf: leaf.dtype, traced.out_info[0]) == jax.tree.map(lambda leaf: leaf.dtype, state)
+    products = re.findall(r":(\w+)\[[^\n]*\] = (?:dot_general|conv_general_dilated)\[", str(traced.jaxpr))
+    assert products
+    assert products.count("bf16") > len(products) / 2  # the others move the pixels, and score attention in float32
+
+
 # --- data
 
 
@@ -411,6 +427,7 @@ def test_settings_are_checked() -> None:
         ("rotate", 200.0),
         ("seed", -1),
         ("flip", 1),
+        ("precision", "float16"),
     ):
         with pytest.raises(ValueError, match=f"Settings.{name}"):
             Settings(**(good | {name: value}))

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from eqx_vit.train.settings import PRECISIONS
+
 # What `pip install 'eqx_vit[train]'` brings: imported only by the commands that need them.
 EXTRAS = ("optax", "safetensors", "PIL", "sklearn", "rich", "matplotlib")
 
@@ -218,6 +220,7 @@ TRAIN_SETTINGS = (
     "clip_norm",
     "label_smoothing",
     "ema",
+    "precision",
     "rotate",
     "shift",
     "zoom",
@@ -315,6 +318,11 @@ def _add_train_options(command: argparse.ArgumentParser) -> None:
     ]
     for name, kind, text in numbers:
         how.add_argument(name, type=kind, metavar="N" if kind is not float else "X", help=text)
+
+    how.add_argument(
+        "--precision", choices=PRECISIONS,
+        help="of the forward and backward pass (default: float32); bf16 is for accelerators, the weights stay float32",
+    )  # fmt: skip
 
     moves = command.add_argument_group("random changes to training images")
     moves.add_argument("--rotate", type=float, metavar="DEGREES", help="turn by up to so much (default: 10)")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, UInt8
 
-from eqx_vit.surface import Transformed, transform
+from eqx_vit.surface import Transformed, cast, transform
 from eqx_vit.train.pixels import Moves, Pixels, identity_maps, prepare, random_maps
 from eqx_vit.train.settings import Settings
 
@@ -43,6 +43,7 @@ class Recipe(NamedTuple):
     optimiser: optax.GradientTransformation
     pixels: Pixels
     moves: Moves
+    dtype: Any
     smoothing: float
     ema: float
     seed: int
@@ -77,8 +78,16 @@ def make_train_step(
 
     The loss is the mean of this batch. The old state is donated, and gone.
     """
-    apply = transform(config).apply
-    recipe = Recipe(apply, optimiser, pixels, moves, settings.label_smoothing, settings.ema, settings.seed)
+    recipe = Recipe(
+        apply=transform(config).apply,
+        optimiser=optimiser,
+        pixels=pixels,
+        moves=moves,
+        dtype=jnp.bfloat16 if settings.precision == "bf16" else jnp.float32,
+        smoothing=settings.label_smoothing,
+        ema=settings.ema,
+        seed=settings.seed,
+    )
     return jax.jit(functools.partial(_train_step, recipe), donate_argnums=0)
 
 
@@ -120,6 +129,8 @@ def _loss(
     labels: Int[Array, " batch"],
 ) -> tuple[Float[Array, ""], tuple[Arrays, Float[Array, ""], Int[Array, ""]]]:
     """The smoothed cross-entropy, and (state after, sum of the plain cross-entropy, number of right answers)."""
+    # The cast is differentiated: gradients are float32, like the weights that they change.
+    params, images = cast((params, images), recipe.dtype)
     logits, state = recipe.apply(params, state, key, images, update_statistics=True)
     logits = logits.astype(jnp.float32)
     hard = jax.nn.one_hot(labels, logits.shape[-1])
