@@ -31,14 +31,15 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The default tests, on two workers; arguments go to pytest."""
     session.install("-e", ".[train]", *group("tests"))
-    session.run("pytest", "-n", "2", *session.posargs)
+    session.run("pytest", "-n", "2", "--dist", "loadgroup", *session.posargs)
 
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """Full-size models against their golden logits, every contract for every architecture, the long training runs."""
+    """Full-size models against their golden logits, every contract for every architecture, many random sizes."""
     session.install("-e", ".[train]", *group("tests"))
     session.run("pytest", "-n", "2", "-m", "slow", *session.posargs)
+    session.run("pytest", "-n", "2", "-k", "test_shapes", "--hypothesis-profile", "thorough")
 
 
 @nox.session
@@ -46,6 +47,7 @@ def flax(session: nox.Session) -> None:
     """The Flax door with flax installed: linen, NNX, TrainState, serialization, orbax; and its example."""
     session.install("-e", ".[train,flax]", *group("tests"))
     session.run("pytest", "-n", "2", "tests/with_flax", *session.posargs)
+    session.run("pytest", "-n", "2", "-m", "", "tests/test_flax.py", "tests/test_flax_readme.py")
     session.run("python", "examples/flax_dropin.py")
 
 

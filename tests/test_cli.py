@@ -91,8 +91,18 @@ def test_predict(trained: Path, digit: Path, tmp_path: Path, capsys: pytest.Capt
 def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("models", "levit_128*") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["name", "parameters", "image", "size"]
-    assert lines[1].split() == ["levit_128s", "7,777,058", "224", "x", "224"]
+    assert lines[0].split() == ["name", "parameters", "multiply-adds", "image", "size", "weights"]
+    # The paper counts 305 M.
+    assert lines[1].split() == [
+        "levit_128s",
+        "7,777,058",
+        "0.30",
+        "G",
+        "224",
+        "x",
+        "224",
+        "timm/levit_128s.fb_dist_in1k",
+    ]
     assert len(lines) == 3
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import eqx_vit
@@ -172,7 +172,6 @@ def test_images_of_any_size_are_taken() -> None:
     assert shapes(CrossViT, replace(BASE, num_classes=0), (48, 48))[1] == (16 + 24,)
 
 
-@settings(max_examples=40)  # two branches and their exchange take long to trace
 @given(
     grid=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     patch_size=st.tuples(st.integers(1, 9), st.integers(1, 9)),

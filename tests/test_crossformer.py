@@ -97,7 +97,6 @@ def test_initialisation_is_the_official_one() -> None:
     assert np.any(conv.bias)
 
 
-@settings(max_examples=50)
 @given(
     grid=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     rest=st.tuples(st.integers(0, 3), st.integers(0, 3)),

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import eqx_vit
@@ -78,7 +78,6 @@ def test_initialisation_is_the_official_one() -> None:
     assert np.all(np.asarray(variance) == 1)
 
 
-@settings(max_examples=50)
 @given(
     size=st.tuples(st.integers(1, 70), st.integers(1, 70)),
     kernel=st.tuples(*[st.integers(1, 7)] * 3),

@@ -16,7 +16,14 @@ PRINTS = {
 }
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+SLOW = ("finetune",)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.slow if path.stem in SLOW else ()) for path in EXAMPLES],
+    ids=lambda path: path.stem,
+)
 def test_example(path: Path) -> None:
     if path.stem.startswith("flax"):
         pytest.importorskip("flax", reason="run by nox -s flax")

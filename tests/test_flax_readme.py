@@ -1,13 +1,28 @@
-"""The calls of vit-flax's README, unchanged but for the import line and `jax.tree_*`, which is now `jax.tree.*`."""
+"""The calls of vit-flax's README, unchanged but for the import line and `jax.tree_*`, which is now `jax.tree.*`.
+
+By default they are traced, which shows the shapes; the slow and flax sessions compute them, at their full size.
+"""
+
+from collections.abc import Callable
 
 import jax
 import numpy as np
+import pytest
+
+SNIPPETS: dict[str, Callable[[], None]] = {}
+
+
+def snippet(function: Callable[[], None]) -> Callable[[], None]:
+    SNIPPETS[function.__name__] = function
+    return function
+
 
 key = jax.random.PRNGKey(0)
 init_rngs = {"params": jax.random.PRNGKey(1), "dropout": jax.random.PRNGKey(2), "emb_dropout": jax.random.PRNGKey(3)}
 
 
-def test_vit() -> None:
+@snippet
+def vit() -> None:
     from eqx_vit.flax import ViT
 
     img = jax.random.normal(key, (1, 256, 256, 3))
@@ -32,7 +47,8 @@ def test_vit() -> None:
     assert n_params_flax == 54_640_616
 
 
-def test_cait() -> None:
+@snippet
+def cait() -> None:
     from eqx_vit.flax import CaiT
 
     img = jax.random.normal(key, (1, 256, 256, 3))
@@ -62,7 +78,8 @@ def test_cait() -> None:
     assert output.shape == (1, 1000)
 
 
-def test_crossformer() -> None:
+@snippet
+def crossformer() -> None:
     from eqx_vit.flax import CrossFormer
 
     img = jax.random.normal(key, (1, 224, 224, 3))
@@ -80,7 +97,8 @@ def test_crossformer() -> None:
     assert output.shape == (1, 1000)
 
 
-def test_crossvit() -> None:
+@snippet
+def crossvit() -> None:
     from eqx_vit.flax import CrossViT
 
     img = jax.random.normal(key, (1, 256, 256, 3))
@@ -110,7 +128,8 @@ def test_crossvit() -> None:
     assert output.shape == (1, 1000)
 
 
-def test_cvt() -> None:
+@snippet
+def cvt() -> None:
     from eqx_vit.flax import CvT
 
     img = jax.random.normal(key, (1, 256, 256, 3))
@@ -151,7 +170,8 @@ def test_cvt() -> None:
     assert list(updates) == ["batch_stats"]
 
 
-def test_deepvit() -> None:
+@snippet
+def deepvit() -> None:
     from eqx_vit.flax import DeepViT
 
     img = jax.random.normal(key, (1, 256, 256, 3))
@@ -173,7 +193,8 @@ def test_deepvit() -> None:
     assert output.shape == (1, 1000)
 
 
-def test_levit() -> None:
+@snippet
+def levit() -> None:
     from eqx_vit.flax import LeViT
 
     img = jax.random.normal(key, (1, 224, 224, 3))
@@ -197,7 +218,8 @@ def test_levit() -> None:
     assert list(updates) == ["batch_stats"]
 
 
-def test_nest() -> None:
+@snippet
+def nest() -> None:
     from eqx_vit.flax import NesT
 
     img = jax.random.normal(key, (1, 224, 224, 3))
@@ -217,7 +239,8 @@ def test_nest() -> None:
     assert output.shape == (1, 1000)
 
 
-def test_parallel_vit() -> None:
+@snippet
+def parallel_vit() -> None:
     from eqx_vit.flax import ParallelViT as ViT
 
     img = jax.random.normal(key, (1, 256, 256, 3))
@@ -240,7 +263,8 @@ def test_parallel_vit() -> None:
     assert output.shape == (1, 1000)
 
 
-def test_patch_merger() -> None:
+@snippet
+def patch_merger() -> None:
     from eqx_vit.flax import PatchMerger
     from eqx_vit.flax import PatchMergerViT as ViT
 
@@ -276,7 +300,8 @@ def test_patch_merger() -> None:
     assert merger_output.shape == (4, 8, 1024)
 
 
-def test_pit() -> None:
+@snippet
+def pit() -> None:
     from eqx_vit.flax import PiT
 
     img = jax.random.normal(key, (1, 224, 224, 3))
@@ -298,7 +323,8 @@ def test_pit() -> None:
     assert output.shape == (1, 1000)
 
 
-def test_region_vit() -> None:
+@snippet
+def region_vit() -> None:
     from eqx_vit.flax import RegionViT
 
     img = jax.random.normal(key, (1, 224, 224, 3))
@@ -318,7 +344,8 @@ def test_region_vit() -> None:
     assert output.shape == (1, 1000)
 
 
-def test_scalable_vit() -> None:
+@snippet
+def scalable_vit() -> None:
     from eqx_vit.flax import ScalableViT
 
     img = jax.random.normal(key, (1, 256, 256, 3))
@@ -339,7 +366,8 @@ def test_scalable_vit() -> None:
     assert output.shape == (1, 1000)
 
 
-def test_simple_vit() -> None:
+@snippet
+def simple_vit() -> None:
     from eqx_vit.flax import SimpleViT
 
     img = jax.random.normal(key, (1, 3, 256, 256))
@@ -359,7 +387,8 @@ def test_simple_vit() -> None:
     assert output.shape == (1, 1000)
 
 
-def test_t2t() -> None:
+@snippet
+def t2t() -> None:
     from eqx_vit.flax import T2TViT
 
     img = jax.random.normal(key, (1, 224, 224, 3))
@@ -379,7 +408,8 @@ def test_t2t() -> None:
     assert output.shape == (1, 1000)
 
 
-def test_twins_svt() -> None:
+@snippet
+def twins_svt() -> None:
     from eqx_vit.flax import TwinsSVT
 
     img = jax.random.normal(key, (1, 224, 224, 3))
@@ -415,7 +445,8 @@ def test_twins_svt() -> None:
     assert output.shape == (1, 1000)
 
 
-def test_vit_for_small_datasets() -> None:
+@snippet
+def vit_for_small_datasets() -> None:
     from eqx_vit.flax import SPT
     from eqx_vit.flax import SmallDatasetViT as ViT
 
@@ -445,3 +476,14 @@ def test_vit_for_small_datasets() -> None:
     spt_params = spt.init(init_rngs, img)
     spt_output = spt.apply(spt_params, img, rngs=init_rngs)
     assert spt_output.shape == (4, 256, 1024)
+
+
+@pytest.mark.parametrize("name", SNIPPETS)
+def test_traced(name: str) -> None:
+    jax.eval_shape(SNIPPETS[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SNIPPETS)
+def test_computed(name: str) -> None:
+    SNIPPETS[name]()

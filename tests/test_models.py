@@ -67,6 +67,21 @@ def with_rates(config: Any, rate: float) -> Any:
 
 
 @every_model
+def test_trains_with_live_dropout(name: str) -> None:
+    model, state = drawn(name, 0.2)
+    images = images_for(name)
+
+    @eqx.filter_grad(has_aux=True)
+    def gradients_and_logits(model: Any) -> Any:
+        logits, _ = eqx_vit.forward(model, state, images, jax.random.key(1))
+        return jnp.sum(logits), logits
+
+    gradients, logits = eqx.filter_eval_shape(gradients_and_logits, model)
+    assert named_leaves(gradients).keys() == named_leaves(model).keys()
+    assert logits.shape == (2, TINY[name].num_classes)
+
+
+@compiled_model
 def test_trains_under_jit_without_retracing(name: str) -> None:
     config = TINY[name]
     model, state = drawn(name, 0.2)
@@ -145,7 +160,7 @@ def test_live_dropout_needs_a_key(name: str) -> None:
 @every_model
 def test_wrong_images_are_refused_with_the_way_out(name: str) -> None:
     config = TINY[name]
-    model, state = tiny(name)
+    model, state = drawn(name)
     (height, width), channels = tiny_size(name), config.channels
     rest = (state,) if isinstance(model, eqx.nn.StatefulLayer) else ()
     image = np.zeros((height, width, channels), np.float32)
@@ -164,7 +179,7 @@ def test_wrong_images_are_refused_with_the_way_out(name: str) -> None:
 
 @every_model
 def test_forward_refuses_what_is_no_batch(name: str) -> None:
-    model, state = tiny(name)
+    model, state = drawn(name)
     images = images_for(name)
     with pytest.raises(ValueError, match="one image is a batch of one"):
         eqx_vit.forward(model, state, images[0])
@@ -254,7 +269,7 @@ def test_presets_have_the_exact_parameter_counts(name: str) -> None:
 @every_model
 def test_fields_hold_what_their_annotations_say(name: str) -> None:
     """Jaxtyping does not check the fields of a module that has its own `__init__`: here is that check."""
-    model, _ = tiny(name)
+    model, _ = drawn(name)
     for path, module in modules(model):
         with jaxtyped("context"):
             for field in dataclasses.fields(module):
@@ -290,7 +305,7 @@ def test_no_two_blocks_start_equal(name: str) -> None:
 
 @every_model
 def test_decay_reaches_weights_alone(name: str) -> None:
-    model, _ = tiny(name)
+    model, _ = drawn(name)
     parameters = eqx_vit.trainable(model)
     mask = eqx_vit.decay_mask(model)
     assert jax.tree.structure(mask) == jax.tree.structure(parameters)

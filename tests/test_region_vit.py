@@ -111,7 +111,6 @@ def test_initialisation_is_the_official_one() -> None:
     assert np.isclose(np.std(stem.convs[0].weight), 1 / np.sqrt(3 * 3 * 8 * 8), rtol=0.05)
 
 
-@settings(max_examples=50)
 @given(
     size=st.tuples(st.integers(2, 70), st.integers(2, 70)),
     stages=st.integers(1, 3),

@@ -7,7 +7,7 @@ import golden_files
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import eqx_vit
@@ -104,7 +104,6 @@ def test_windowed_and_global_blocks_take_turns() -> None:
     assert all(type(block.attention) is ReducedAttention for block in blocks)
 
 
-@settings(max_examples=40)  # three kinds of attention a stage: slower to trace than the other models
 @given(
     multiples=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     depth=st.lists(st.integers(1, 4), min_size=1, max_size=3),

@@ -22,6 +22,7 @@ ORDER = [
     "testing",
     "flax",
     "train",
+    "listing",
     "cli",
 ]
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")

@@ -7,7 +7,7 @@ import golden_files
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import eqx_vit
@@ -77,7 +77,6 @@ def test_weight_decay_leaves_the_position_encoding_out() -> None:
     assert not mask.position_encoding.weight
 
 
-@settings(max_examples=50)
 @given(
     size=st.tuples(st.integers(1, 70), st.integers(1, 70)),
     patch=st.tuples(*[st.integers(1, 3)] * 4),

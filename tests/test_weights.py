@@ -22,6 +22,7 @@ from tiny import TINY
 
 import eqx_vit
 from eqx_vit import MODELS
+from eqx_vit.cli import main as command_line
 from eqx_vit.counting import multiply_adds
 from eqx_vit.create import preset
 from eqx_vit.files import read_arrays, write_arrays
@@ -543,6 +544,30 @@ def test_released_weights_come_from_the_cache(
     monkeypatch.setitem(row, TINY_PRESET, dataclasses.replace(good, sha256="0" * 64))
     with pytest.raises(ValueError, match="its sha256 is not 000"):
         eqx_vit.create(TINY_PRESET, pretrained=True, key=KEY)
+
+
+def test_predict_prepares_pictures_as_released_weights_expect(
+    offline_cache: Path, tmp_path: Path, small_preset: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image_module = pytest.importorskip("PIL.Image")
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    image_module.fromarray(pixels).save(tmp_path / "photo.png")
+    command = ["predict", TINY_PRESET, str(tmp_path / "photo.png"), "--top", "2"]
+    assert command_line(command) == 2
+    assert "is not in the cache" in capsys.readouterr().err
+    model, state = filled(VIT)
+    content = safetensors_bytes(to_state_dict(model, state, "timm"), tmp_path)
+    put_in_cache(offline_cache, "timm/small.in1k", {"model.safetensors": content})
+    prepared = preprocessing(TINY_PRESET).apply(pixels)
+    expected = np.asarray(jax.nn.softmax(eqx.nn.inference_mode(model)(jnp.asarray(prepared))))
+    best, second = np.argsort(-expected)[:2]
+    lines = [f"  {expected[index]:7.2%}  class {index}" for index in (best, second)]
+    assert command_line(command) == 0
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "photo.png"), *lines]
+    labels = {"architecture": TINY_PRESET, "num_classes": 5, "label_names": ["ant", "bee", "cat", "dog", "eel"]}
+    put_in_cache(offline_cache, "timm/small.in1k", {"config.json": json.dumps(labels).encode()})
+    assert command_line(command) == 0
+    assert capsys.readouterr().out.splitlines()[1].endswith(f"%  {labels['label_names'][best]}")
 
 
 def test_any_repository_of_timm_or_transformers(offline_cache: Path, tmp_path: Path, small_preset: Any) -> None:

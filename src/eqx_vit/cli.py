@@ -24,6 +24,7 @@ examples:
   eqx-vit train --resume                          go on with a run that was stopped or killed
   eqx-vit evaluate runs/001-digits
   eqx-vit predict runs/001-digits digit.png
+  eqx-vit predict vit_base_patch16_224 cat.jpg    with released weights
   eqx-vit models 'levit*'
 """
 TRAIN_DESCRIPTION = """\
@@ -121,10 +122,18 @@ def evaluate(options: argparse.Namespace) -> int:
 
 
 def predict(options: argparse.Namespace) -> int:
-    """`eqx-vit predict RUN IMAGE...`."""
-    from eqx_vit.train.use import predict_files
+    """`eqx-vit predict RUN|MODEL IMAGE...`."""
+    from eqx_vit.create import list_models
 
-    for path, ranked in predict_files(options.run, options.checkpoint, options.images, options.invert):
+    if not options.run.exists() and str(options.run) in list_models():
+        from eqx_vit.train.released import classify_files
+
+        results = classify_files(str(options.run), options.images, options.invert)
+    else:
+        from eqx_vit.train.use import predict_files
+
+        results = predict_files(options.run, options.checkpoint, options.images, options.invert)
+    for path, ranked in results:
         print(path)
         for name, probability in ranked[: options.top]:
             print(f"  {probability:7.2%}  {name}")
@@ -133,27 +142,17 @@ def predict(options: argparse.Namespace) -> int:
 
 def models(options: argparse.Namespace) -> int:
     """`eqx-vit models [PATTERN]`."""
-    import dataclasses
+    from eqx_vit.create import list_models
+    from eqx_vit.listing import HEADINGS, cells
 
-    import equinox as eqx
-    import jax
-
-    import eqx_vit
-    from eqx_vit.create import preset
-    from eqx_vit.layers.config import pair
-    from eqx_vit.surface import build
-
-    names = eqx_vit.list_models(options.pattern)
+    names = list_models(options.pattern)
     if not names:
         raise ValueError(f"no model matches {options.pattern!r}: `eqx-vit models` lists all, try '*{options.pattern}*'")
     width = max(len(name) for name in names)
-    print(f"{'name':{width}}  {'parameters':>13}  image size")
-    for name in names:  # a line as soon as it is known: counting all of them takes seconds
-        config = preset(name)
-        model, _ = eqx.filter_eval_shape(build, config, jax.random.key(0))
-        sized = "image_size" in [field.name for field in dataclasses.fields(config)]
-        size = " x ".join(map(str, pair(config.image_size))) if sized else "any"
-        print(f"{name:{width}}  {eqx_vit.count_params(model):13,}  {size}", flush=True)
+    line = f"{{:{width}}}  {{:>13}}  {{:>13}}  {{:10}}  {{}}"
+    print(line.format(*HEADINGS))
+    for name in names:  # a line as soon as it is known: counting all of them takes a while
+        print(line.format(*cells(name)), flush=True)
     return 0
 
 
@@ -257,19 +256,20 @@ def _parser() -> Parser:
         "predict",
         help="classes of image files",
         description="The likeliest classes of image files, PNG, JPEG or whatever else Pillow reads, of any size. Each "
-        "is cropped about its centre to the shape of the model's images. Digits are bright on black: give --invert "
-        "for dark ink on paper.",
+        "is cropped about its centre to the shape of the model's images, or as released weights expect. Digits are "
+        "bright on black: give --invert for dark ink on paper.",
     )
     command.set_defaults(command=predict)
-    _add_run(command)
+    _add_run(command, "; or a preset with released weights")
     command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image file")
     command.add_argument("--top", type=_at_least_one, default=5, metavar="N", help="how many classes (default: 5)")
     command.add_argument("--invert", action="store_true", help="swap dark and bright")
 
     command = commands.add_parser(
         "models",
-        help="the presets: name, parameters, image size",
-        description="The presets, as released with their papers: name, parameters (1,000 classes), image size.",
+        help="the presets: name, parameters, multiply-adds, image size, source of weights",
+        description="The presets, as released with their papers: name, parameters, multiply-adds of one image (of "
+        "224 x 224 for models that take any size), image size, and where released weights come from.",
     )
     command.set_defaults(command=models)
     command.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="such as 'levit*' (default: all)")
@@ -331,8 +331,8 @@ def _add_train_options(command: argparse.ArgumentParser) -> None:
     moves.add_argument("--flip", action="store_const", const=True, help="mirror left to right (for photos, not digits)")
 
 
-def _add_run(command: argparse.ArgumentParser) -> None:
-    command.add_argument("run", type=Path, metavar="RUN", help="folder of a run, such as runs/001-digits")
+def _add_run(command: argparse.ArgumentParser, instead: str = "") -> None:
+    command.add_argument("run", type=Path, metavar="RUN", help=f"folder of a run, such as runs/001-digits{instead}")
     command.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which weights (default: best)")
 
 

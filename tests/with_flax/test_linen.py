@@ -134,8 +134,16 @@ def test_nnx_bridge() -> None:
     model = nnx.bridge.ToNNX(door("levit", 0.2).as_linen(), rngs=nnx.Rngs(params=1, dropout=2))
     nnx.bridge.lazy_init(model, images, train=False)
     assert model(images, train=False).shape == (4, 5)
-    logits, _ = model(images, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(3)})
+    before = jax.tree.leaves(nnx.state(model, nnx.BatchStat))
+    logits = model(images, train=True, mutable=["batch_stats"], rngs=nnx.Rngs(dropout=3))
     assert logits.shape == (4, 5)
+    after = jax.tree.leaves(nnx.state(model, nnx.BatchStat))
+    assert after
+    assert all(np.any(one != other) for one, other in zip(before, after, strict=True))
+    other = model(images, train=True, mutable=["batch_stats"], rngs=nnx.Rngs(dropout=4))
+    assert np.any(np.asarray(other) != np.asarray(logits))
+    with pytest.raises(flax.errors.InvalidRngError, match="dropout"):
+        model(images, train=True, mutable=["batch_stats"], rngs=nnx.Rngs(params=0))
 
 
 def test_orbax_saves_and_restores(tmp_path: Any) -> None:

@@ -11,7 +11,7 @@ from eqx_vit.flax.module import Module
 class LinenModule(linen.Module):
     """A model of this library as a `flax.linen.Module`.
 
-    `train=True` makes dropout live, from the stream `dropout`, and BatchNorm update `batch_stats` where the caller
+    `train=True` makes dropout live, from the stream `dropout`, which it then needs, and BatchNorm update `batch_stats` where the caller
     made that collection mutable.
     """
 
@@ -35,7 +35,8 @@ class LinenModule(linen.Module):
         }
         state = {name: {key: leaf.value for key, leaf in trees.items()} for name, trees in held.items()}
         updating = train and not self.is_initializing() and self.is_mutable_collection("batch_stats")
-        key = self.make_rng("dropout") if train and self.has_rng("dropout") else None
+        live = train and not self.is_initializing() and self.description._has_rates()
+        key = self.make_rng("dropout") if live else None  # flax's own error says that the stream is missing
         logits, after = apply(params, state, key, jnp.asarray(images), update_statistics=updating)
         if updating:
             for name, variable in held["batch_stats"].items():

@@ -9,9 +9,19 @@ from PIL import Image, ImageOps
 
 
 def read_picture(path: Path, size: tuple[int, int], channels: int) -> UInt8[np.ndarray, "height width channels"]:
-    """A picture turned upright, cropped about its centre to the shape of `size` and resized to it, (height, width).
+    """A picture cropped about its centre to the shape of `size` and resized to it, (height, width).
 
-    Transparent pixels become white, as on paper; 16-bit grey becomes 8-bit; `channels` is 1 (grey) or 3.
+    `channels` is 1 (grey) or 3.
+
+    **Raises:** `ValueError` that names the file and says why it cannot be read.
+    """
+    picture = open_picture(path).convert("L" if channels == 1 else "RGB")
+    picture = ImageOps.fit(picture, size[::-1], Image.Resampling.BICUBIC)
+    return np.asarray(picture, dtype=np.uint8).reshape(*size, channels)
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A picture turned upright; transparent pixels become white, as on paper; 16-bit grey becomes 8-bit.
 
     **Raises:** `ValueError` that names the file and says why it cannot be read.
     """
@@ -23,12 +33,10 @@ def read_picture(path: Path, size: tuple[int, int], channels: int) -> UInt8[np.n
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                picture = _plain(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
+                return _plain(ImageOps.exif_transpose(image))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         reason = "is no picture that Pillow can read" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise ValueError(f"{path} {reason}" if reason.startswith("is ") else f"{path} is damaged: {reason}") from error
-    picture = ImageOps.fit(picture, size[::-1], Image.Resampling.BICUBIC)
-    return np.asarray(picture, dtype=np.uint8).reshape(*size, channels)
 
 
 def _plain(image: Image.Image) -> Image.Image:

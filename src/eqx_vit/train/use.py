@@ -17,6 +17,8 @@ from eqx_vit.train.step import Arrays, make_eval_step
 
 BATCH = 64
 
+Opinions = list[tuple[Path, list[tuple[str, float]]]]
+
 
 def evaluate_run(folder: Path, checkpoint: str, split: str) -> str:
     """A report on the model of a run: loss, accuracy, accuracy by class. `checkpoint` is best or last; `split` is
@@ -42,9 +44,7 @@ def evaluate_run(folder: Path, checkpoint: str, split: str) -> str:
     return "\n".join(lines)
 
 
-def predict_files(
-    folder: Path, checkpoint: str, paths: Sequence[Path], invert: bool
-) -> list[tuple[Path, list[tuple[str, float]]]]:
+def predict_files(folder: Path, checkpoint: str, paths: Sequence[Path], invert: bool) -> Opinions:
     """For each picture file its path and the classes, (name, probability), the likeliest first.
 
     **Raises:** `ValueError` for what is no run folder, damaged files, and every picture that cannot be read.
@@ -64,7 +64,7 @@ def predict_files(
     step = make_eval_step(run.config, run.pixels)
     chosen = np.arange(len(images), dtype=np.int32)
     rows = predict(step, model, jnp.asarray(stacked), chosen, min(BATCH, len(images)))[:, : len(run.classes)]
-    return [(path, _ranked(row, run.classes)) for path, row in zip(paths, rows, strict=True)]
+    return [(path, ranked(row, run.classes)) for path, row in zip(paths, rows, strict=True)]
 
 
 def _read(folder: Path, checkpoint: str) -> tuple[Run, tuple[Arrays, Arrays]]:
@@ -78,5 +78,6 @@ def _read(folder: Path, checkpoint: str) -> tuple[Run, tuple[Arrays, Arrays]]:
     return run, to_dicts(model, state)
 
 
-def _ranked(row: np.ndarray, classes: Sequence[str]) -> list[tuple[str, float]]:
+def ranked(row: np.ndarray, classes: Sequence[str]) -> list[tuple[str, float]]:
+    """The (class, probability) pairs of an image, the likeliest first."""
     return [(classes[index], float(row[index])) for index in np.argsort(-row, kind="stable")]

@@ -110,6 +110,19 @@ def made_for_of(described: Mapping[str, Any], place: str) -> tuple[str, dict[str
     return layout, {name: _plain(value) for name, value in told.items() if value is not None}
 
 
+def class_names(name: str, classes: int) -> list[str]:
+    """The names of the classes of a preset's released weights: those that its repository tells, or else numbers.
+
+    **Raises:** `ValueError` for a preset without released weights.
+    """
+    try:
+        described = _description(_place(released(name))) or {}
+    except FileNotFoundError:  # the weights alone are in the cache
+        described = {}
+    labels = described.get("label_names") or list(described.get("id2label", {}).values())
+    return [str(label) for label in labels] if len(labels) == classes else [f"class {i}" for i in range(classes)]
+
+
 def differences(config: Any, other: Any) -> list[str]:
     """The fields in which two configs of one architecture make different models for the same image and classes."""
     names = [entry.name for entry in fields(config) if entry.name not in FREE and "drop" not in entry.name]

@@ -49,13 +49,15 @@ class Preprocessing:
             image = Image.fromarray(image)
         if not isinstance(image, Image.Image):
             raise ValueError(f"expected a Pillow image or uint8 array, given a {type(image).__name__}")
-        image = image.convert("RGB")
+        image = image.convert("L" if len(self.mean) == 1 else "RGB")
         resample = Image.Resampling.BICUBIC if self.interpolation == "bicubic" else Image.Resampling.BILINEAR
         image = image.resize(self._resized(*image.size), resample)
         height, width = self.image_size
         left, top = round((image.width - width) / 2), round((image.height - height) / 2)
         pixels = np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.float32) / 255
-        return (pixels - np.asarray(self.mean, dtype=np.float32)) / np.asarray(self.std, dtype=np.float32)
+        return (pixels.reshape(height, width, len(self.mean)) - np.asarray(self.mean, dtype=np.float32)) / np.asarray(
+            self.std, dtype=np.float32
+        )
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) before the crop."""
