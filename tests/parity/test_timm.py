@@ -18,7 +18,9 @@ pytestmark = pytest.mark.parity
 
 def _registered(name: str) -> Callable[[Any, bool], Any]:
     def build(config: Any, reduced: bool) -> Any:
-        return timm.create_model(name, pretrained=False, **({"depth": config.depth} if reduced else {}))
+        depth = {"depth": config.depth} if reduced else {}
+        # The classes are given, since timm builds a model without a head where its default weights have none.
+        return timm.create_model(name, pretrained=False, num_classes=config.num_classes, **depth)
 
     return build
 
