@@ -38,7 +38,23 @@ def attention_weights(
         scores = scores + jnp.broadcast_to(bias, scores.shape).astype(scores.dtype)
     if mask is not None:
         scores = jnp.where(jnp.broadcast_to(mask, scores.shape), scores, jnp.finfo(scores.dtype).min)
-    return jax.nn.softmax(scores, axis=-1)
+    return _softmax(scores)
+
+
+@jax.custom_jvp
+def _softmax(scores: Float[Array, "heads queries keys"]) -> Float[Array, "heads queries keys"]:
+    """Softmax whose backward pass keeps the weights alone: `jax.nn.softmax` keeps the exponentials too."""
+    exponentials = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+    return exponentials / jnp.sum(exponentials, axis=-1, keepdims=True)
+
+
+@_softmax.defjvp
+def _softmax_jvp(
+    primals: tuple[Float[Array, "heads queries keys"]], tangents: tuple[Float[Array, "heads queries keys"]]
+) -> tuple[Float[Array, "heads queries keys"], Float[Array, "heads queries keys"]]:
+    (scores,), (tangent,) = primals, tangents
+    weights = _softmax(scores)
+    return weights, weights * (tangent - jnp.sum(weights * tangent, axis=-1, keepdims=True))
 
 
 def attention_values(

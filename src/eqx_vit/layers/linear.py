@@ -34,5 +34,6 @@ class Linear(eqx.Module):
         self.bias = (bias_init or default)(jax.random.fold_in(key, 1), (out_features,)) if use_bias else None
 
     def __call__(self, x: Float[Array, "*positions in"]) -> Float[Array, "*positions out"]:
-        y = x @ self.weight.T
+        # Not `x @ weight.T`: a scan keeps the transposed weights of every block for the backward pass.
+        y = jnp.einsum("...i,oi->...o", x, self.weight)
         return y if self.bias is None else y + jnp.broadcast_to(self.bias, y.shape)

@@ -1,22 +1,44 @@
 """The two-layer perceptron of a transformer block, and the activations as functions."""
 
+import math
 from collections.abc import Callable
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from eqx_vit.layers.drop import Dropout
 from eqx_vit.layers.init import Initializer, constant, truncated_normal
 from eqx_vit.layers.keys import split_or_none
 from eqx_vit.layers.linear import Linear
+from eqx_vit.layers.precision import widened
 
 Activation = Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]]
 
 
+@jax.custom_jvp
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Exact GELU, `x * Phi(x)` (arXiv 1606.08415), PyTorch's default."""
-    return jax.nn.gelu(x, approximate=False)
+    """Exact GELU, `x * Phi(x)` (arXiv 1606.08415), PyTorch's default; computed in float32.
+
+    The derivative is written out: the backward pass then keeps one array of this size, not four.
+    """
+    wide = widened(x)
+    return (wide * _normal_cdf(wide)).astype(x.dtype)
+
+
+@gelu.defjvp
+def _gelu_jvp(
+    primals: tuple[Float[Array, "*shape"]], tangents: tuple[Float[Array, "*shape"]]
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    (x,), (tangent,) = primals, tangents
+    wide = widened(x)
+    slope = _normal_cdf(wide) + wide * jnp.exp(-0.5 * jnp.square(wide)) * (2 * math.pi) ** -0.5
+    return gelu(x), tangent * slope.astype(x.dtype)
+
+
+def _normal_cdf(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    return 0.5 * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
 def gelu_tanh(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
