@@ -11,8 +11,8 @@ from eqx_vit.flax.module import Module
 class LinenModule(linen.Module):
     """A model of this library as a `flax.linen.Module`.
 
-    `train=True` makes dropout live, from the stream `dropout`, which it then needs, and BatchNorm update `batch_stats` where the caller
-    made that collection mutable.
+    `train=True` makes dropout live, from the stream `dropout`, which it then needs, and BatchNorm update `batch_stats`
+    where the caller made that collection mutable.
     """
 
     description: Module
