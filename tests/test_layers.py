@@ -148,6 +148,10 @@ def test_dropout_keeps_the_mean() -> None:
     dropped = Dropout(0.25)(x, key=jax.random.key(0))
     assert set(np.unique(dropped)) == {np.float32(0), np.float32(1 / 0.75)}
     assert np.isclose(np.mean(dropped), 1, atol=0.02)
+    odd = Dropout(0.1)(jnp.ones((100, 3, 67)), key=jax.random.key(1))
+    assert np.all(np.isclose(np.mean(odd == 0, axis=0), 0.1, atol=0.13))
+    assert np.isclose(np.mean(odd), 1, atol=0.01)
+    assert Dropout(1 - 1e-9)(jnp.ones(()), key=jax.random.key(1)).shape == ()
     np.testing.assert_array_equal(eqx.nn.inference_mode(Dropout(0.25))(x), x)
     with pytest.raises(ValueError, match=r"Dropout with rate 0\.25 is in training mode and got no key"):
         Dropout(0.25)(x)

@@ -5,7 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt16
 
 REMEDIES = (
     "pass key=jax.random.key(...) to train with it, or call the model in inference mode: "
@@ -29,8 +29,10 @@ class Dropout(eqx.Module):
     def __call__(self, x: Float[Array, "*shape"], *, key: PRNGKeyArray | None = None) -> Float[Array, "*shape"]:
         if not is_live(self):
             return x
-        kept = jax.random.bernoulli(required(key, "Dropout", self.rate), 1 - self.rate, x.shape)
-        return jnp.where(kept, x / (1 - self.rate), jnp.zeros_like(x))
+        # In 65,536ths, the unit of 16 random bits, of which a word of the generator holds two: it is half the work.
+        dropped = min(max(round(self.rate * 2**16), 1), 2**16 - 1)
+        kept = _random_16_bits(required(key, "Dropout", self.rate), x.shape) >= dropped
+        return jnp.where(kept, x / (1 - dropped / 2**16), jnp.zeros_like(x))
 
 
 class DropPath(eqx.Module):
@@ -60,6 +62,13 @@ class DropPath(eqx.Module):
         keep = jnp.asarray(1 - self.rate * scale, dtype=jnp.float32)
         kept = jax.random.bernoulli(required(key, "DropPath", self.rate), keep)
         return branch * jnp.where(kept, 1 / keep, jnp.zeros_like(keep)).astype(branch.dtype)
+
+
+def _random_16_bits(key: PRNGKeyArray, shape: tuple[int, ...]) -> UInt16[Array, "*shape"]:
+    *leading, last = shape or (1,)
+    words = jax.random.bits(key, (*leading, (last + 1) // 2), dtype=jnp.uint32)
+    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*leading, -1)
+    return halves[..., :last].reshape(shape)
 
 
 def required(key: PRNGKeyArray | None, name: str, rate: float) -> PRNGKeyArray:
