@@ -22,6 +22,7 @@ from eqx_vit.layers.linear import Linear as Linear
 from eqx_vit.layers.mlp import MLP as MLP
 from eqx_vit.layers.mlp import gelu as gelu
 from eqx_vit.layers.mlp import gelu_tanh as gelu_tanh
+from eqx_vit.layers.mlp import hard_swish as hard_swish
 from eqx_vit.layers.mlp import quick_gelu as quick_gelu
 from eqx_vit.layers.norm import LayerNorm as LayerNorm
 from eqx_vit.layers.norm import LayerScale as LayerScale

@@ -43,10 +43,11 @@ class BatchNorm(eqx.nn.StatefulLayer):
         if not self.inference:
             mean, variance, unbiased = batch_statistics(wide)
             state = state.set(self.statistics, self._updated(state, mean, unbiased))
-        factor = jax.lax.rsqrt(variance + self.eps).astype(wide.dtype)
-        normal = (wide - jnp.broadcast_to(mean.astype(wide.dtype), x.shape)) * jnp.broadcast_to(factor, x.shape)
-        normal = normal.astype(x.dtype)
-        return normal * jnp.broadcast_to(self.weight, x.shape) + jnp.broadcast_to(self.bias, x.shape), state
+        # One factor for each channel, so that the backward pass keeps the centred array and no other of its size.
+        factor = widened(self.weight) * jax.lax.rsqrt(variance + self.eps).astype(wide.dtype)
+        centred = wide - jnp.broadcast_to(mean.astype(wide.dtype), x.shape)
+        y = centred * jnp.broadcast_to(factor, x.shape) + jnp.broadcast_to(widened(self.bias), x.shape)
+        return y.astype(x.dtype), state
 
     def _updated(
         self, state: eqx.nn.State, mean: Float[Array, " channels"], variance: Float[Array, " channels"]

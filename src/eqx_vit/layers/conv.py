@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from eqx_vit.layers.config import pair
 from eqx_vit.layers.init import Initializer, fan_in_uniform
 from eqx_vit.layers.precision import widened
+from eqx_vit.layers.recompute import recomputed
 
 Padding = int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]]
 
@@ -42,6 +43,7 @@ def convolve(
     )[0]
 
 
+@recomputed(2, 3)  # else the shifted maps are kept, one for each element of the kernel
 def _sum_of_shifts(
     x: Float[Array, "height width in"],
     weight: Float[Array, "out 1 kernel_height kernel_width"],

@@ -1,11 +1,9 @@
 """The two-layer perceptron of a transformer block, and the activations as functions."""
 
-import math
 from collections.abc import Callable
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from eqx_vit.layers.drop import Dropout
@@ -13,42 +11,34 @@ from eqx_vit.layers.init import Initializer, constant, truncated_normal
 from eqx_vit.layers.keys import split_or_none
 from eqx_vit.layers.linear import Linear
 from eqx_vit.layers.precision import widened
+from eqx_vit.layers.recompute import recomputed
 
 Activation = Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]]
 
 
-@jax.custom_jvp
+@recomputed()
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Exact GELU, `x * Phi(x)` (arXiv 1606.08415), PyTorch's default; computed in float32.
-
-    The derivative is written out: the backward pass then keeps one array of this size, not four.
-    """
+    """Exact GELU, `x * Phi(x)` (arXiv 1606.08415), PyTorch's default; computed in float32."""
     wide = widened(x)
-    return (wide * _normal_cdf(wide)).astype(x.dtype)
+    return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
-@gelu.defjvp
-def _gelu_jvp(
-    primals: tuple[Float[Array, "*shape"]], tangents: tuple[Float[Array, "*shape"]]
-) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
-    (x,), (tangent,) = primals, tangents
-    wide = widened(x)
-    slope = _normal_cdf(wide) + wide * jnp.exp(-0.5 * jnp.square(wide)) * (2 * math.pi) ** -0.5
-    return gelu(x), tangent * slope.astype(x.dtype)
-
-
-def _normal_cdf(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    return 0.5 * (1 + jax.lax.erf(x * 0.5**0.5))
-
-
+@recomputed()
 def gelu_tanh(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """GELU by the tanh approximation, Flax's default."""
     return jax.nn.gelu(x, approximate=True)
 
 
+@recomputed()
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """GELU by a sigmoid, `x * sigmoid(1.702 x)` (arXiv 1606.08415, section 2)."""
     return x * jax.nn.sigmoid(1.702 * x)
+
+
+@recomputed()
+def hard_swish(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """`x * min(max(x + 3, 0), 6) / 6` (MobileNetV3, arXiv 1905.02244, section 5.2)."""
+    return jax.nn.hard_swish(x)
 
 
 class MLP(eqx.Module):

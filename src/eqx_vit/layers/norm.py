@@ -1,13 +1,12 @@
 """Layer normalisation and layer scale over the last axis."""
 
-import functools
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from eqx_vit.layers.precision import widened
+from eqx_vit.layers.recompute import recomputed
 
 
 class LayerNorm(eqx.Module):
@@ -29,35 +28,13 @@ class LayerNorm(eqx.Module):
         return normalise(x, self.eps) * jnp.broadcast_to(self.weight, x.shape) + jnp.broadcast_to(self.bias, x.shape)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+@recomputed(1)
 def normalise(x: Float[Array, "*positions dim"], eps: float) -> Float[Array, "*positions dim"]:
-    """`(x - mean) / sqrt(variance + eps)` over the last axis, in float32, returned in the dtype of `x`.
-
-    The derivative is written out: the backward pass then keeps one array of this size, not two.
-    """
-    return _normalised(x, eps)[0].astype(x.dtype)
-
-
-@normalise.defjvp
-def _normalise_jvp(
-    eps: float, primals: tuple[Float[Array, "*positions dim"]], tangents: tuple[Float[Array, "*positions dim"]]
-) -> tuple[Float[Array, "*positions dim"], Float[Array, "*positions dim"]]:
-    (x,), (tangent,) = primals, tangents
-    normal, factor = _normalised(x, eps)
-    wide = widened(tangent)
-    along = jnp.mean(normal * wide, axis=-1, keepdims=True)
-    change = factor * (wide - jnp.mean(wide, axis=-1, keepdims=True) - normal * along)
-    return normal.astype(x.dtype), change.astype(x.dtype)
-
-
-def _normalised(
-    x: Float[Array, "*positions dim"], eps: float
-) -> tuple[Float[Array, "*positions dim"], Float[Array, "*positions 1"]]:
-    """(normal, 1 / deviation), both float32."""
+    """`(x - mean) / sqrt(variance + eps)` over the last axis, in float32, returned in the dtype of `x`."""
     wide = widened(x)
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    factor = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + eps)
-    return centred * factor, factor
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + eps)).astype(x.dtype)
 
 
 class LayerScale(eqx.Module):

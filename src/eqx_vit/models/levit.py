@@ -32,6 +32,7 @@ from eqx_vit.layers import (
     Linear,
     Stack,
     attend,
+    hard_swish,
     image_door,
     merge_heads,
     split_or_none,
@@ -210,7 +211,7 @@ class Attention(eqx.nn.StatefulLayer):
         query, keys, value = (_heads(part, self) for part in jnp.split(fused, (inner, 2 * inner), axis=1))
         bias = self.position_bias[:, distances(self.grid, 1)]
         mixed = attend(query, keys, value, bias=bias, dropout=self.attention_dropout, dropout_key=attention_key)
-        out, state = self.projection(jax.nn.hard_swish(merge_heads(mixed)), state)
+        out, state = self.projection(hard_swish(merge_heads(mixed)), state)
         return self.projection_dropout(out, key=projection_key), state
 
 
@@ -253,7 +254,7 @@ class ShrinkAttention(eqx.nn.StatefulLayer):
             dropout=self.attention_dropout,
             dropout_key=key,
         )
-        return self.projection(jax.nn.hard_swish(merge_heads(mixed)), state)
+        return self.projection(hard_swish(merge_heads(mixed)), state)
 
 
 class MLP(eqx.nn.StatefulLayer):
@@ -276,7 +277,7 @@ class MLP(eqx.nn.StatefulLayer):
     ) -> tuple[Float[Array, "tokens dim"], eqx.nn.State]:
         expand_key, contract_key = split_or_none(key)
         hidden, state = self.expand(tokens, state)
-        hidden = self.expand_dropout(jax.nn.hard_swish(hidden), key=expand_key)
+        hidden = self.expand_dropout(hard_swish(hidden), key=expand_key)
         out, state = self.contract(hidden, state)
         return self.contract_dropout(out, key=contract_key), state
 
@@ -370,7 +371,7 @@ class LeViT(eqx.nn.StatefulLayer):
         keys = split_or_none(key, 2 * self.config.stages)
         x, state = self.stem[0](image, state)
         for layer in self.stem[1:]:
-            x, state = layer(jax.nn.hard_swish(x), state)
+            x, state = layer(hard_swish(x), state)
         tokens = x.reshape(-1, x.shape[-1])
         for stage, blocks in enumerate(self.stages):
             tokens, state = blocks.with_state(tokens, state, key=keys[2 * stage])
