@@ -31,10 +31,14 @@ def multiply_adds(config: Any, image_size: int | tuple[int, int] | None = None) 
         return forward(model, state, images)[0]
 
     images = jax.ShapeDtypeStruct((1, *size, config.channels), jnp.float32)
-    return _count(jax.make_jaxpr(logits)(arrays, images).jaxpr)
+    return multiply_adds_in(jax.make_jaxpr(logits)(arrays, images).jaxpr)
 
 
-def _count(jaxpr: Any) -> int:
+def multiply_adds_in(jaxpr: Any) -> int:
+    """The multiply-adds of the matrix products and convolutions in a jaxpr; elementwise work is not counted.
+
+    **Raises:** `ValueError` for a loop of unknown length.
+    """
     return sum(_count_equation(equation) for equation in jaxpr.eqns)
 
 
@@ -52,8 +56,8 @@ def _count_equation(equation: Any) -> int:
         case "while":
             raise ValueError("the program has a loop of unknown length")
         case "cond":
-            return max(_count(branch.jaxpr) for branch in parameters["branches"])
+            return max(multiply_adds_in(branch.jaxpr) for branch in parameters["branches"])
         case "scan":
-            return parameters["length"] * _count(parameters["jaxpr"].jaxpr)
+            return parameters["length"] * multiply_adds_in(parameters["jaxpr"].jaxpr)
     inner = [parameters[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in parameters]
-    return sum(_count(getattr(program, "jaxpr", program)) for program in inner)
+    return sum(multiply_adds_in(getattr(program, "jaxpr", program)) for program in inner)

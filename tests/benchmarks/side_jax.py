@@ -1,18 +1,17 @@
 """The JAX side: our models, and a plain Flax ViT as the peer."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 import optax
 from calls import CALLS
 from sides import Measured, Side
 
 import eqx_vit
+from eqx_vit.counting import multiply_adds_in
 
 
 def our_config(architecture: str, setting: str) -> Any:
@@ -132,35 +131,9 @@ def work(architecture: str, setting: str) -> dict[str, int]:
     step = jax.make_jaxpr(lambda *arrays: _train_step(model.apply, *arrays))
     moments = jax.eval_shape(ADAMW.init, params)
     return {
-        "forward": multiply_adds(jax.make_jaxpr(forward)(params, state, images).jaxpr),
-        "training": multiply_adds(step(params, state, moments, images, labels, key).jaxpr),
+        "forward": multiply_adds_in(jax.make_jaxpr(forward)(params, state, images).jaxpr),
+        "training": multiply_adds_in(step(params, state, moments, images, labels, key).jaxpr),
     }
-
-
-def multiply_adds(jaxpr: jex.Jaxpr) -> int:
-    """Of the matrix products and convolutions in a jaxpr; elementwise work is not counted."""
-    return sum(_multiply_adds(equation) for equation in jaxpr.eqns)
-
-
-def _multiply_adds(equation: Any) -> int:
-    out = equation.outvars[0].aval
-    match equation.primitive.name:
-        case "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            return math.prod(out.shape) * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-        case "conv_general_dilated":
-            kernel, numbers = equation.invars[1].aval.shape, equation.params["dimension_numbers"]
-            return math.prod(out.shape) * math.prod(kernel) // kernel[numbers.rhs_spec[0]]
-    inner = (parameter for value in equation.params.values() for parameter in _jaxprs(value))
-    return equation.params.get("length", 1) * sum(map(multiply_adds, inner))
-
-
-def _jaxprs(value: Any) -> list[jex.Jaxpr]:
-    if isinstance(value, jex.ClosedJaxpr):
-        return [value.jaxpr]
-    if isinstance(value, jex.Jaxpr):
-        return [value]
-    return [jaxpr for part in value for jaxpr in _jaxprs(part)] if isinstance(value, tuple) else []
 
 
 SIDES: dict[str, Callable[[str, str, str], Side]] = {
