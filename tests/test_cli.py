@@ -199,6 +199,7 @@ def test_stupid_evaluation_and_prediction(
         (["predict", trained, digit, broken, text], "text.png is no picture"),
         (["predict", trained, digit, "--top", "0"], "--top"),
         (["predict", tmp_path, digit], "is no run folder"),
+        (["predict", tmp_path / "nope", digit], "is neither the folder of a run nor a preset"),
         (["models", "gpt*"], "no model matches 'gpt*'"),
         (["models", "vit", "cait"], "unrecognized arguments: cait"),
         ([], "required: COMMAND"),

@@ -125,14 +125,16 @@ def predict(options: argparse.Namespace) -> int:
     """`eqx-vit predict RUN|MODEL IMAGE...`."""
     from eqx_vit.create import list_models
 
-    if not options.run.exists() and str(options.run) in list_models():
+    if options.run.exists():
+        from eqx_vit.train.use import predict_files
+
+        results = predict_files(options.run, options.checkpoint, options.images, options.invert)
+    elif str(options.run) in list_models():
         from eqx_vit.train.released import classify_files
 
         results = classify_files(str(options.run), options.images, options.invert)
     else:
-        from eqx_vit.train.use import predict_files
-
-        results = predict_files(options.run, options.checkpoint, options.images, options.invert)
+        raise ValueError(f"{options.run} is neither the folder of a run nor a preset (`eqx-vit models` lists them)")
     for path, ranked in results:
         print(path)
         for name, probability in ranked[: options.top]:
