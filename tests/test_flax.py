@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import TINY, compiled_model, tiny_size
+from tiny import TINY, slow_but_for, tiny_size
 
 import eqx_vit
 import eqx_vit.flax
@@ -38,7 +38,7 @@ def same(left: Any, right: Any) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-@compiled_model
+@slow_but_for("vit", "levit")
 def test_numbers_are_the_native_ones(name: str) -> None:
     v, images = door(name), images_for(name)
     variables = v.init(KEYS, images)

@@ -127,8 +127,10 @@ def tiny_size(name: str) -> tuple[int, int]:
     return image_size_of(TINY[name], ANY_SIZE.get(name, (32, 32)))
 
 
-# What compiles most runs for these by default, one of each kind, and for all in the slow session.
-EVERY_RUN = ("vit", "levit", "cait", "t2t")
-compiled_model = pytest.mark.parametrize(
-    "name", [name if name in EVERY_RUN else pytest.param(name, marks=pytest.mark.slow) for name in TINY]
-)
+def slow_but_for(*names: str) -> pytest.MarkDecorator:
+    """A test of every model, by default of these alone: what compiles much is left to the slow session."""
+    models = [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in TINY]
+    return pytest.mark.parametrize("name", models)
+
+
+compiled_model = slow_but_for("vit", "levit", "cait", "t2t")  # one of each kind
