@@ -18,7 +18,7 @@ EXTRAS = ("optax", "safetensors", "PIL", "sklearn", "rich", "matplotlib")
 DESCRIPTION = "Vision transformers in JAX and Equinox: train one, look at how well it does, use it."
 EPILOG = """\
 examples:
-  eqx-vit train                                   a small ViT on 1,797 handwritten digits, in about a minute
+  eqx-vit train                                   a small ViT on 1,797 handwritten digits, in half a minute
   eqx-vit train --model levit_128s --set image_size=64
   eqx-vit train --data photos --epochs 30         photos/cat/*.jpg, photos/dog/*.jpg, ...
   eqx-vit train --resume                          go on with a run that was stopped or killed

@@ -97,13 +97,15 @@ class Stack(eqx.Module):
     ) -> tuple[PyTree, PyTree]:
         arrays, static = eqx.partition(self.block, eqx.is_array)
         keys = None if key is None else jax.random.split(key, self.depth)
-        return _scan((arrays, state, scanned, keys), static, x, shared, self.depth, self.unroll, self.remat)
+        # As a number: 1 and True are equal, and what was compiled for one would serve the other.
+        unroll = self.depth if self.unroll is True else max(int(self.unroll), 1)
+        return _scan((arrays, state, scanned, keys), static, x, shared, self.depth, unroll, self.remat)
 
 
 # At module level: a closure made afresh at each call would compile at each eager call.
 @eqx.filter_jit
 def _scan(
-    per_block: PyTree, static: PyTree, x: PyTree, shared: PyTree, depth: int, unroll: int | bool, remat: bool
+    per_block: PyTree, static: PyTree, x: PyTree, shared: PyTree, depth: int, unroll: int, remat: bool
 ) -> tuple[PyTree, PyTree]:
     def step(x: PyTree, per_block: PyTree) -> tuple[PyTree, PyTree]:
         arrays, state, scanned, key = per_block
