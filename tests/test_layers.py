@@ -52,8 +52,8 @@ def test_stack_equals_the_loop_over_its_blocks() -> None:
     for block in stack:
         expected = block(expected)
     unrolled, remat = Stack(stack.block, 4, unroll=True), Stack(stack.block, 4, remat=True)
-    assert "unroll=1 " in str(jax.make_jaxpr(stack)(x))
-    assert "unroll=4 " in str(jax.make_jaxpr(unrolled)(x))
+    assert "unroll=1\n" in str(jax.make_jaxpr(stack)(x))
+    assert "unroll=4\n" in str(jax.make_jaxpr(unrolled)(x))
     variants = [stack, unrolled, remat, Stack.from_blocks([*stack])]
     for variant in variants:
         np.testing.assert_allclose(variant(x), expected, rtol=1e-6, atol=1e-7)
