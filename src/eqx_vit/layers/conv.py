@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from eqx_vit.layers.config import pair
 from eqx_vit.layers.init import Initializer, fan_in_uniform
 from eqx_vit.layers.precision import widened
-from eqx_vit.layers.recompute import recomputed
+from eqx_vit.layers.recompute import dear, recomputed
 
 Padding = int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]]
 
@@ -32,7 +32,7 @@ def convolve(
     """
     if groups == x.shape[-1] > 1:
         disjoint = stride == weight.shape[2:] and padding == ((0, 0), (0, 0))
-        return _sum_of_blocks(x, weight) if disjoint else _sum_of_shifts(x, weight, stride, padding)
+        return dear(_sum_of_blocks(x, weight) if disjoint else _sum_of_shifts(x, weight, stride, padding))
     return jax.lax.conv_general_dilated(
         x[None],
         weight,

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt16
 
+from eqx_vit.layers.recompute import dear
+
 REMEDIES = (
     "pass key=jax.random.key(...) to train with it, or call the model in inference mode: "
     "model = eqx_vit.inference_mode(model)"
@@ -31,7 +33,7 @@ class Dropout(eqx.Module):
             return x
         # In 65,536ths, the unit of 16 random bits, of which a word of the generator holds two: it is half the work.
         dropped = min(max(round(self.rate * 2**16), 1), 2**16 - 1)
-        kept = _random_16_bits(required(key, "Dropout", self.rate), x.shape) >= dropped
+        kept = dear(_random_16_bits(required(key, "Dropout", self.rate), x.shape) >= dropped)
         return jnp.where(kept, x / (1 - dropped / 2**16), jnp.zeros_like(x))
 
 
@@ -60,7 +62,7 @@ class DropPath(eqx.Module):
         if not is_live(self):
             return branch
         keep = jnp.asarray(1 - self.rate * scale, dtype=jnp.float32)
-        kept = jax.random.bernoulli(required(key, "DropPath", self.rate), keep)
+        kept = dear(jax.random.bernoulli(required(key, "DropPath", self.rate), keep))
         return branch * jnp.where(kept, 1 / keep, jnp.zeros_like(keep)).astype(branch.dtype)
 
 

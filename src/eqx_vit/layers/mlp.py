@@ -11,31 +11,26 @@ from eqx_vit.layers.init import Initializer, constant, truncated_normal
 from eqx_vit.layers.keys import split_or_none
 from eqx_vit.layers.linear import Linear
 from eqx_vit.layers.precision import widened
-from eqx_vit.layers.recompute import recomputed
 
 Activation = Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]]
 
 
-@recomputed()
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Exact GELU, `x * Phi(x)` (arXiv 1606.08415), PyTorch's default; computed in float32."""
     wide = widened(x)
     return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
-@recomputed()
 def gelu_tanh(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """GELU by the tanh approximation, Flax's default."""
     return jax.nn.gelu(x, approximate=True)
 
 
-@recomputed()
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """GELU by a sigmoid, `x * sigmoid(1.702 x)` (arXiv 1606.08415, section 2)."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
-@recomputed()
 def hard_swish(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """`x * min(max(x + 3, 0), 6) / 6` (MobileNetV3, arXiv 1905.02244, section 5.2)."""
     return jax.nn.hard_swish(x)

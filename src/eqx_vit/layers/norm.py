@@ -6,7 +6,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from eqx_vit.layers.precision import widened
-from eqx_vit.layers.recompute import recomputed
 
 
 class LayerNorm(eqx.Module):
@@ -28,7 +27,6 @@ class LayerNorm(eqx.Module):
         return normalise(x, self.eps) * jnp.broadcast_to(self.weight, x.shape) + jnp.broadcast_to(self.bias, x.shape)
 
 
-@recomputed(1)
 def normalise(x: Float[Array, "*positions dim"], eps: float) -> Float[Array, "*positions dim"]:
     """`(x - mean) / sqrt(variance + eps)` over the last axis, in float32, returned in the dtype of `x`."""
     wide = widened(x)

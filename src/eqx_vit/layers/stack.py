@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
+from eqx_vit.layers.recompute import lean
+
 
 class Stack(eqx.Module):
     """`depth` blocks of equal structure: one block, whose arrays carry a leading depth axis.
@@ -114,7 +116,11 @@ def _scan(
             return block(x, *shared, *scanned, key=key), None
         return block(x, state, *shared, *scanned, key=key)
 
-    return jax.lax.scan(eqx.filter_checkpoint(step) if remat else step, x, per_block, length=depth, unroll=unroll)
+    if remat:
+        step = eqx.filter_checkpoint(step)
+    elif unroll < depth:  # only a loop copies what it keeps
+        step = lean(step)
+    return jax.lax.scan(step, x, per_block, length=depth, unroll=unroll)
 
 
 def _slice(tree: PyTree, index: int | slice) -> PyTree:
