@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.extend.core import jaxprs_in_params
 
 from eqx_vit.layers import (
     BATCH_AXIS,
@@ -177,6 +178,49 @@ def test_attend_against_the_formula() -> None:
     weights = np.where(mask, np.exp(scores - scores.max()), 0)
     weights /= weights.sum(-1, keepdims=True)
     np.testing.assert_allclose(found, np.einsum("hqk,khd->qhd", weights, value), rtol=1e-5, atol=1e-6)
+
+
+def test_attention_in_pieces_is_that_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = jax.random.split(jax.random.key(0), 5)
+    query, key, value = (jax.random.normal(k, (n, 3, 4)) for k, n in zip(keys, (70, 9, 9), strict=False))
+    bias, mask = jax.random.normal(keys[3], (3, 70, 9)), jax.random.bernoulli(keys[4], 0.7, (1, 70, 9))
+
+    def loss(query: Any, key: Any, value: Any, bias: Any) -> Any:
+        return jnp.sum(jnp.sin(attend(query, key, value, bias=bias, mask=mask)))
+
+    arrays = (query, key, value, bias)
+    whole = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))(*arrays)
+    monkeypatch.setattr("eqx_vit.layers.attention.LARGE", 0)
+    jaxpr = jax.make_jaxpr(lambda *arrays: loss(*arrays))(*arrays)
+    assert "scan" in {equation.primitive.name for equation in jaxpr.eqns}
+    pieces = jax.jit(jax.value_and_grad(lambda *arrays: loss(*arrays), argnums=(0, 1, 2, 3)))(*arrays)
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(pieces), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_attention_in_pieces_draws_a_dropout_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eqx_vit.layers.attention.LARGE", 0)
+    ones = jnp.ones((256, 1, 1))
+    mixed = attend(ones, ones, ones, dropout=Dropout(0.5), dropout_key=jax.random.key(0))
+    assert len(np.unique(mixed[:128])) > 1
+    assert not np.array_equal(mixed[:128], mixed[128:])
+    assert abs(float(jnp.mean(mixed)) - 1) < 0.05
+
+
+def test_a_stack_keeps_what_is_dear_and_no_activation() -> None:
+    """The arrays that the scan of a gradient stacks for the backward pass: of hidden width only the product."""
+    stack = Stack.build(lambda key: MLP(5, 7, key=key), 3, key=jax.random.key(0))
+    step = jax.make_jaxpr(jax.grad(lambda x: jnp.sum(stack(x))))(jnp.ones((2, 5)))
+    (forward, *_) = [equation for equation in _equations(step.jaxpr) if equation.primitive.name == "scan"]
+    kept = [variable.aval.shape for variable in forward.outvars if variable.aval.ndim == 3]
+    assert kept.count((3, 2, 7)) == 1, kept
+
+
+def _equations(jaxpr: Any) -> Any:
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from _equations(inner)
 
 
 def test_attention_says_by_axis_name_what_is_wrong() -> None:

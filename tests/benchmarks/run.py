@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,10 @@ def in_process(architecture: str, setting: str, options: argparse.Namespace, *ex
     command += ["--quick"] if options.quick else []
     # Two frameworks share the accelerator's memory: neither may take it all.
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "OMP_NUM_THREADS": str(options.threads)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    # From cold means that nothing compiled before is found again.
+    with tempfile.TemporaryDirectory() as empty:
+        environment["TORCHINDUCTOR_CACHE_DIR"] = empty
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         print(f"{architecture}-{setting} {' '.join(extra)} failed:\n{done.stderr[-1500:]}", file=sys.stderr, flush=True)
         return None

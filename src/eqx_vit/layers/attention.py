@@ -3,10 +3,12 @@
 Axes: queries, keys - positions in the sequences that ask and that are asked; heads; head_dim.
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from eqx_vit.layers.drop import Dropout
 from eqx_vit.layers.init import Initializer, constant, truncated_normal
@@ -14,7 +16,9 @@ from eqx_vit.layers.keys import split_or_none
 from eqx_vit.layers.linear import Linear
 from eqx_vit.layers.norm import LayerNorm
 from eqx_vit.layers.precision import wide_dtype
-from eqx_vit.layers.recompute import dear
+from eqx_vit.layers.recompute import dear, lean
+
+LARGE = 2**20  # scores of an image, 4 MiB
 
 
 def attention_scores(
@@ -40,7 +44,7 @@ def attention_weights(
         scores = scores + jnp.broadcast_to(_per_image(bias, scores), scores.shape).astype(scores.dtype)
     if mask is not None:
         scores = jnp.where(jnp.broadcast_to(mask, scores.shape), scores, jnp.finfo(scores.dtype).min)
-    return dear(_softmax(scores))
+    return _softmax(scores)
 
 
 def _per_image(
@@ -97,12 +101,42 @@ def attend(
     """`softmax(query @ key * scale + bias) @ value` per head (Vaswani et al., arXiv 1706.03762, section 3.2.1).
 
     **Arguments:** `scale` defaults to `head_dim ** -0.5`; `bias` is added after scaling; where `mask` is False nothing
-    is attended to; `dropout` acts on the attention weights.
+    is attended to; `dropout` acts on the attention weights. Where the scores of an image are many, some queries are
+    done at a time and their weights computed again in the backward pass: none of it has to leave the processor's cache.
     """
-    weights = attention_weights(attention_scores(query, key, scale), bias, mask)
-    if dropout is not None:
-        weights = dropout(weights, key=dropout_key)
-    return attention_values(weights, value)
+    if query.shape[0] * query.shape[1] * key.shape[0] <= LARGE:
+        weights = dear(attention_weights(attention_scores(query, key, scale), bias, mask))
+        return dear(_dropped_values(weights, value, dropout, dropout_key))
+
+    def some(piece: Any) -> Float[Array, "_queries heads value_dim"]:
+        query, bias, mask, dropout_key = piece
+        weights = attention_weights(attention_scores(query, key, scale), bias, mask)
+        return _dropped_values(weights, value, dropout, dropout_key)
+
+    count = -(-query.shape[0] // max(64, 128 // query.shape[1]))
+    keys = None if dropout_key is None else jax.random.split(dropout_key, count)
+    pieces = (_pieces(query, 0, count), _pieces(bias, 1, count), _pieces(mask, 1, count), keys)
+    mixed = jax.lax.map(lean(some), pieces)
+    return dear(mixed.reshape(-1, *mixed.shape[2:])[: query.shape[0]])
+
+
+def _dropped_values(
+    weights: Float[Array, "heads queries keys"],
+    value: Float[Array, "keys heads value_dim"],
+    dropout: Dropout | None,
+    key: PRNGKeyArray | None,
+) -> Float[Array, "queries heads value_dim"]:
+    return attention_values(weights if dropout is None else dropout(weights, key=key), value)
+
+
+def _pieces(x: Shaped[Array, "..."] | None, axis: int, count: int) -> Shaped[Array, "..."] | None:
+    """`count` equal pieces along an axis, stacked; padded where it does not divide."""
+    if x is None:
+        return None
+    length = -(-x.shape[axis] // count)
+    padding = [(0, length * count - size if at == axis else 0) for at, size in enumerate(x.shape)]
+    split = jnp.pad(x, padding).reshape(*x.shape[:axis], count, length, *x.shape[axis + 1 :])
+    return jnp.moveaxis(split, axis, 0)
 
 
 class Attention(eqx.Module):

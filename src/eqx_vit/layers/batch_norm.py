@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from eqx_vit.layers.precision import widened
+from eqx_vit.layers.recompute import dear
 
 BATCH_AXIS = "batch"
 
@@ -71,7 +72,7 @@ def batch_statistics(
         ) from None
     axes = tuple(range(x.ndim - 1))
     count = batch * x.size // x.shape[-1]
-    mean = jax.lax.pmean(jnp.mean(x, axis=axes), BATCH_AXIS)
+    mean = dear(jax.lax.pmean(jnp.mean(x, axis=axes), BATCH_AXIS))
     centred = x - jnp.broadcast_to(mean, x.shape)
-    variance = jax.lax.pmean(jnp.mean(jnp.square(centred), axis=axes), BATCH_AXIS)
+    variance = dear(jax.lax.pmean(jnp.mean(jnp.square(centred), axis=axes), BATCH_AXIS))
     return mean, variance, variance * (count / max(count - 1, 1))

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from eqx_vit.layers.config import pair
 from eqx_vit.layers.init import Initializer, fan_in_uniform
 from eqx_vit.layers.precision import widened
-from eqx_vit.layers.recompute import dear, recomputed
+from eqx_vit.layers.recompute import dear, lean
 
 Padding = int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]]
 
@@ -33,17 +33,18 @@ def convolve(
     if groups == x.shape[-1] > 1:
         disjoint = stride == weight.shape[2:] and padding == ((0, 0), (0, 0))
         return dear(_sum_of_blocks(x, weight) if disjoint else _sum_of_shifts(x, weight, stride, padding))
-    return jax.lax.conv_general_dilated(
+    y = jax.lax.conv_general_dilated(
         x[None],
         weight,
         window_strides=stride,
         padding=padding,
         dimension_numbers=("NHWC", "OIHW", "NHWC"),
         feature_group_count=groups,
-    )[0]
+    )
+    return dear(y[0])
 
 
-@recomputed(2, 3)  # else the shifted maps are kept, one for each element of the kernel
+@lean  # else the shifted maps are kept, one for each element of the kernel
 def _sum_of_shifts(
     x: Float[Array, "height width in"],
     weight: Float[Array, "out 1 kernel_height kernel_width"],

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from eqx_vit.layers.init import Initializer, constant, fan_in_uniform, truncated_normal
+from eqx_vit.layers.recompute import dear
 
 
 class Linear(eqx.Module):
@@ -35,5 +36,5 @@ class Linear(eqx.Module):
 
     def __call__(self, x: Float[Array, "*positions in"]) -> Float[Array, "*positions out"]:
         # Not `x @ weight.T`: a scan keeps the transposed weights of every block for the backward pass.
-        y = jnp.einsum("...i,oi->...o", x, self.weight)
+        y = dear(jnp.einsum("...i,oi->...o", x, self.weight))
         return y if self.bias is None else y + jnp.broadcast_to(self.bias, y.shape)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from eqx_vit.layers.precision import widened
+from eqx_vit.layers.recompute import dear
 
 
 class LayerNorm(eqx.Module):
@@ -30,8 +31,8 @@ class LayerNorm(eqx.Module):
 def normalise(x: Float[Array, "*positions dim"], eps: float) -> Float[Array, "*positions dim"]:
     """`(x - mean) / sqrt(variance + eps)` over the last axis, in float32, returned in the dtype of `x`."""
     wide = widened(x)
-    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    centred = wide - dear(jnp.mean(wide, axis=-1, keepdims=True))
+    variance = dear(jnp.mean(jnp.square(centred), axis=-1, keepdims=True))
     return (centred * jax.lax.rsqrt(variance + eps)).astype(x.dtype)
 
 

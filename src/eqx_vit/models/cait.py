@@ -36,6 +36,7 @@ from eqx_vit.layers import (
     attention_scores,
     attention_values,
     attention_weights,
+    dear,
     image_door,
     merge_heads,
     resize_table,
@@ -133,7 +134,8 @@ class TalkingHeads(eqx.Module):
     ) -> Float[Array, "tokens dim"]:
         attention_key, projection_key = split_or_none(key)
         query, keys, value = split_heads(self.qkv(tokens), 3, self.heads)
-        weights = attention_weights(across_heads(self.mix_scores, attention_scores(query, keys)))
+        scores = dear(attention_scores(query, keys))
+        weights = dear(attention_weights(across_heads(self.mix_scores, scores)))
         weights = self.attention_dropout(across_heads(self.mix_weights, weights), key=attention_key)
         mixed = merge_heads(attention_values(weights, value))
         return self.projection_dropout(self.projection(mixed), key=projection_key)
@@ -282,7 +284,7 @@ class CaiT(eqx.Module):
 
 def across_heads(linear: Linear, maps: Float[Array, "heads queries keys"]) -> Float[Array, "heads queries keys"]:
     """The linear map applied along the axis of heads, in the dtype of `maps`."""
-    mixed = jnp.einsum("gh,hqk->gqk", linear.weight.astype(maps.dtype), maps)
+    mixed = dear(jnp.einsum("gh,hqk->gqk", linear.weight.astype(maps.dtype), maps))
     if linear.bias is None:
         return mixed
     return mixed + jnp.broadcast_to(linear.bias.astype(maps.dtype)[:, None, None], mixed.shape)
