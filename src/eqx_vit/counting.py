@@ -48,7 +48,9 @@ def _count_equation(equation: Any) -> int:
     match equation.primitive.name:
         case "dot_general":
             (contracted, _), _ = parameters["dimension_numbers"]
-            return math.prod(equation.outvars[0].aval.shape) * math.prod(shapes[0][axis] for axis in contracted)
+            # A product over one element is elementwise.
+            summed = math.prod(shapes[0][axis] for axis in contracted)
+            return 0 if summed == 1 else math.prod(equation.outvars[0].aval.shape) * summed
         case "conv_general_dilated":
             out_axis = parameters["dimension_numbers"].rhs_spec[0]
             per_output = math.prod(shapes[1]) // shapes[1][out_axis]
