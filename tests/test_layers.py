@@ -280,6 +280,18 @@ def test_convolution_and_its_gradients_are_those_of_xla(
         np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-4)
 
 
+def test_depthwise_tangent_is_that_of_xla() -> None:
+    x, weight = (
+        jax.random.normal(jax.random.key(0), (2, 7, 8, 4)),
+        jax.random.normal(jax.random.key(1), (2, 4, 1, 3, 5)),
+    )
+    stride, padding = (2, 1), ((1, 0), (2, 2))
+    ours = lambda x, weight: convolve(x, weight, stride=stride, padding=padding, groups=4)
+    theirs = lambda x, weight: convolved_by_xla(x, weight, stride, padding, 4)
+    found, expected = (jax.jvp(function, (x[0], weight[0]), (x[1], weight[1])) for function in (ours, theirs))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kernel", [2, 3])
 def test_depthwise_sums_run_in_float32_and_come_back_in_bfloat16(kernel: int) -> None:
     random = np.random.RandomState(0)

@@ -2,10 +2,12 @@
 
 import functools
 import itertools
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange, repeat
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -52,17 +54,39 @@ def _sum_of_shifts(
     padding: tuple[tuple[int, int], tuple[int, int]],
 ) -> Float[Array, "new_height new_width out"]:
     """A depthwise convolution: for each element of the kernel, the map shifted (and strided) times the weights."""
-    channels, _, height, width = weight.shape
-    padded, taps = _repeated(jnp.pad(widened(x), (*padding, (0, 0))), channels), widened(weight)
-    last_row, last_column = padded.shape[0] - height, padded.shape[1] - width
+    taps = rearrange(widened(weight), "c 1 h w -> h w c")
+    return _correlate(jnp.pad(_repeated(widened(x), taps.shape[-1]), (*padding, (0, 0))), taps, stride).astype(x.dtype)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _correlate(
+    x: Float[Array, "height width channels"],
+    taps: Float[Array, "kernel_height kernel_width channels"],
+    stride: tuple[int, int],
+) -> Float[Array, "new_height new_width channels"]:
+    last_row, last_column = x.shape[0] - taps.shape[0], x.shape[1] - taps.shape[1]
 
     def product(row: int, column: int) -> Array:
-        limits = (row + last_row + 1, column + last_column + 1, channels)
-        shifted = jax.lax.slice(padded, (row, column, 0), limits, (*stride, 1))
-        return shifted * jnp.broadcast_to(taps[:, 0, row, column], shifted.shape)
+        limits = (row + last_row + 1, column + last_column + 1, x.shape[-1])
+        shifted = jax.lax.slice(x, (row, column, 0), limits, (*stride, 1))
+        return shifted * jnp.broadcast_to(taps[row, column], shifted.shape)
 
-    products = itertools.starmap(product, itertools.product(range(height), range(width)))
-    return functools.reduce(jnp.add, products).astype(x.dtype)
+    return functools.reduce(jnp.add, itertools.starmap(product, np.ndindex(taps.shape[:2])))
+
+
+@_correlate.defjvp
+def _correlate_jvp(stride: tuple[int, int], primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """The map's tangent is a sum of padded maps, whose transpose is a sum of slices: the other way XLA is slow."""
+    (x, taps), (x_tangent, taps_tangent) = primals, tangents
+    height, width = taps.shape[0] - 1, taps.shape[1] - 1
+
+    def product(row: int, column: int) -> Array:
+        shifts = ((height - row, row), (width - column, column), (0, 0))
+        return jnp.pad(x_tangent * jnp.broadcast_to(taps[row, column], x.shape), shifts)
+
+    whole = functools.reduce(jnp.add, itertools.starmap(product, np.ndindex(taps.shape[:2])))
+    inside = jax.lax.slice(whole, (height, width, 0), (x.shape[0], x.shape[1], x.shape[2]), (*stride, 1))
+    return _correlate(x, taps, stride), inside + _correlate(x, taps_tangent, stride)
 
 
 def _sum_of_blocks(
