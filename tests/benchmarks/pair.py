@@ -45,7 +45,7 @@ def in_turn(calls: dict[str, Measured], runs: int, seconds: float) -> dict[str, 
         if turn >= 3 and time.perf_counter() - began > seconds:
             break
         for name, call in calls.items():
-            time.sleep(0.01)  # the threads of the one before come to rest
+            call()  # not timed: as in a loop, its own memory and caches are warm and the other's threads at rest
             start = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - start)
