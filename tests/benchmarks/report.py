@@ -40,6 +40,7 @@ def chart(results: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     bars: dict[str, list[tuple[str, list[float]]]] = {}
     for pair, found in results.items():
@@ -57,5 +58,8 @@ def chart(results: dict[str, Any], path: Path) -> None:
         axis.barh(labels, [ratio[1] for ratio in ratios], xerr=spread, color=colours)
         axis.axvline(1, color="black", linewidth=1)
         axis.set(title=measure, xlabel="time of the peer / time of eqx_vit", xscale="log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
     figure.tight_layout()
     figure.savefig(path, dpi=120)
