@@ -70,7 +70,8 @@ def compared(options: argparse.Namespace) -> dict[str, Any]:
     measures = [("forward", batch) for batch in batches]
     if not options.quick:
         measures.append(("training", batches[-1]))
-    order, work = 8192 if gpu else 2048, side_jax.work(options.architecture, options.setting)
+    order = 8192 if gpu else 2048
+    work = {kind: side_jax.work(options.architecture, options.setting, kind) for kind in dict(measures)}
     rows = [measured(sides, errors, measure, order, work[measure[0]] * measure[1], options) for measure in measures]
     return {
         "image_size": options.image_size,

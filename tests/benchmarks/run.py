@@ -77,14 +77,14 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="for every side alike")
     parser.add_argument("--runs", type=int, default=20, help="rounds of each measure, at most")
-    parser.add_argument("--seconds", type=float, help="after these a measure starts no new round (60; quick: 3)")
+    parser.add_argument("--seconds", type=float, help="after these a measure starts no new round (60; quick: 1)")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="results are kept here, and resumed")
     parser.add_argument("--again", action="store_true", help="measure anew what is there")
     options = parser.parse_args()
     unknown = [name for name in options.architectures if name not in CALLS]
     if unknown:
         parser.error(f"no architecture {', '.join(unknown)}: one of {', '.join(CALLS)}")
-    options.seconds = options.seconds or (3.0 if options.quick else 60.0)
+    options.seconds = options.seconds or (1.0 if options.quick else 60.0)
     return options
 
 
