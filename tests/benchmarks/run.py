@@ -1,6 +1,6 @@
 """eqx_vit beside its peers, architecture by architecture: time to first result, forward, training step, memory.
 
-python tests/benchmarks/run.py --quick          eager peers, forward at batch 1, the seed's calls: under 5 minutes
+python tests/benchmarks/run.py --quick          eager peers, forward at batch 1, the seed's calls: 5 to 6 minutes
 python tests/benchmarks/run.py                  everything: hours; run it again and it goes on where it was
 python tests/benchmarks/run.py vit cait         these two alone
 """
