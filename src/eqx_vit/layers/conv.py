@@ -85,7 +85,7 @@ def _correlate_jvp(stride: tuple[int, int], primals: Any, tangents: Any) -> tupl
         return jnp.pad(x_tangent * jnp.broadcast_to(taps[row, column], x.shape), shifts)
 
     whole = functools.reduce(jnp.add, itertools.starmap(product, np.ndindex(taps.shape[:2])))
-    inside = jax.lax.slice(whole, (height, width, 0), (x.shape[0], x.shape[1], x.shape[2]), (*stride, 1))
+    inside = jax.lax.slice(whole, (height, width, 0), x.shape, (*stride, 1))
     return _correlate(x, taps, stride), inside + _correlate(x, taps_tangent, stride)
 
 
