@@ -303,6 +303,12 @@ def test_no_two_blocks_start_equal(name: str) -> None:
     assert len(set(seen)) == len(seen)
 
 
+def test_builds_the_same_within_a_compiled_function() -> None:
+    key = jax.random.key(0)
+    built = eqx.filter_jit(lambda: eqx_vit.create(TINY["levit"], key=key))()
+    assert eqx.tree_equal(built, tiny("levit"), rtol=1e-5, atol=1e-6)
+
+
 @every_model
 def test_decay_reaches_weights_alone(name: str) -> None:
     model, _ = drawn(name)

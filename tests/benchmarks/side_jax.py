@@ -35,6 +35,7 @@ def flax_vit(setting: str, dtype: str) -> Side:
     config, size = our_config("vit", setting), image_size("vit", setting)
     model = FlaxViT(config.patch_size, config.dim, config.depth, config.heads, config.mlp_dim, config.dropout)
 
+    @jax.jit
     def init(key: Any) -> Any:
         return model.init(key, jnp.zeros((1, size, size, 3)))["params"], {}
 
@@ -72,7 +73,7 @@ class FlaxViT(nn.Module):
 def _side(model: Any, size: int, dtype: str) -> Side:
     key = jax.random.key(0)
     params, state = jax.tree.map(
-        lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, jax.jit(model.init)(key)
+        lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, model.init(key)
     )
     infer = jax.jit(lambda params, state, images: model.apply(params, state, None, images)[0])
     step = jax.jit(lambda *arrays: _train_step(model.apply, *arrays), donate_argnums=(0, 1, 2))

@@ -105,7 +105,7 @@ def attend(
     done at a time and their weights computed again in the backward pass: none of it has to leave the processor's cache.
     """
     if query.shape[0] * query.shape[1] * key.shape[0] <= LARGE:
-        weights = dear(attention_weights(attention_scores(query, key, scale), bias, mask))
+        weights = attention_weights(attention_scores(query, key, scale), bias, mask)
         return dear(_dropped_values(weights, value, dropout, dropout_key))
 
     def some(piece: Any) -> Float[Array, "_queries heads value_dim"]:

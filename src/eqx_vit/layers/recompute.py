@@ -1,8 +1,8 @@
 """What the backward pass keeps, and what it computes again.
 
 A training step on a CPU spends much of its time on memory that it touches for the first time, and a scan copies all
-that it keeps. So of a block in a scan only what is dear to compute is kept: products with weights, statistics,
-attention weights, random bits. Norms and activations are computed again, in the loops that use them.
+that it keeps. So of a block in a scan only what is dear to compute is kept: products with weights, mixed values,
+statistics, random bits. Norms, activations and attention weights are computed again, in the loops that use them.
 """
 
 from collections.abc import Callable

@@ -135,7 +135,7 @@ class TalkingHeads(eqx.Module):
         attention_key, projection_key = split_or_none(key)
         query, keys, value = split_heads(self.qkv(tokens), 3, self.heads)
         scores = dear(attention_scores(query, keys))
-        weights = dear(attention_weights(across_heads(self.mix_scores, scores)))
+        weights = attention_weights(across_heads(self.mix_scores, scores))
         weights = self.attention_dropout(across_heads(self.mix_weights, weights), key=attention_key)
         mixed = merge_heads(attention_values(weights, value))
         return self.projection_dropout(self.projection(mixed), key=projection_key)

@@ -41,7 +41,6 @@ from eqx_vit.layers import (
     attention_scores,
     attention_values,
     attention_weights,
-    dear,
     image_door,
     merge_heads,
     ramp,
@@ -171,7 +170,7 @@ class ReAttention(eqx.nn.StatefulLayer):
     ) -> tuple[Float[Array, "tokens dim"], eqx.nn.State]:
         attention_key, projection_key = split_or_none(key)
         query, keys, value = split_heads(self.qkv(tokens), 3, self.heads)
-        weights = dear(attention_weights(attention_scores(query, keys)))
+        weights = attention_weights(attention_scores(query, keys))
         weights = self.attention_dropout(weights, key=attention_key).astype(value.dtype)
         # Heads last, where Linear and BatchNorm work: measured faster than mixing along the first axis.
         mixed, state = self.mix_norm(self.mix(jnp.moveaxis(weights, 0, -1)), state)
