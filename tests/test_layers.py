@@ -198,6 +198,28 @@ def test_attention_in_pieces_is_that_at_once(monkeypatch: pytest.MonkeyPatch) ->
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+def test_mlp_in_pieces_is_that_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    mlp = MLP(3, 4, key=jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (7, 5, 3))  # 35 positions: the last piece is padded
+
+    def results() -> Any:
+        loss = eqx.filter_value_and_grad(lambda both: jnp.sum(jnp.sin(both[0](both[1]))))
+        return eqx.filter_jit(loss)((mlp, x))
+
+    whole = results()
+    monkeypatch.setattr("eqx_vit.layers.mlp.PIECE", 16)
+    assert "scan" in str(jax.make_jaxpr(mlp)(x))
+    assert eqx.tree_equal(whole, results(), rtol=1e-5, atol=1e-5)
+
+
+def test_mlp_in_pieces_draws_a_dropout_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eqx_vit.layers.mlp.PIECE", 16)
+    mlp = MLP(3, 4, dropout=0.5, key=jax.random.key(0))
+    out = mlp(jnp.ones((40, 3)), key=jax.random.key(1))
+    first, second = out[:4], out[4:8]
+    assert not jnp.array_equal(first, second)
+
+
 def test_attention_in_pieces_draws_a_dropout_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eqx_vit.layers.attention.LARGE", 0)
     ones = jnp.ones((256, 1, 1))

@@ -5,7 +5,8 @@ from typing import Any
 
 HEAD = (
     "ms: median (first and third quartile). %: share of the matmul rate measured in the same rounds, with our model's\n"
-    "multiply-adds for every side. x: the peer's time over ours, in turn; above 1, ours is faster.\n"
+    "multiply-adds for every side. x: the peer's time over ours, in turn; above 1, ours is faster. Two calls of each\n"
+    "side warm up, and one before each that is timed.\n"
 )
 
 

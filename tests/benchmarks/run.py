@@ -1,6 +1,6 @@
 """eqx_vit beside its peers, architecture by architecture: time to first result, forward, training step, memory.
 
-python tests/benchmarks/run.py --quick          eager peers, forward at batch 1, the seed's calls: 5 to 6 minutes
+python tests/benchmarks/run.py --quick          eager peers, forward at batch 1, the seed's calls: about 4 minutes
 python tests/benchmarks/run.py                  everything: hours; run it again and it goes on where it was
 python tests/benchmarks/run.py vit cait         these two alone
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from calls import CALLS, SETTINGS
-from report import chart, table
+from report import HEAD, chart, table
 
 HERE = Path(__file__).parent
 
@@ -35,7 +35,7 @@ def main() -> None:
                     continue
                 path.write_text(json.dumps(found, indent=1))
             results[path.stem] = json.loads(path.read_text())
-            print(table({path.stem: results[path.stem]}).split("\n", 3)[3], flush=True)
+            print(table({path.stem: results[path.stem]}).removeprefix(HEAD).lstrip(), flush=True)
     (folder / "all.json").write_text(json.dumps(results, indent=1))
     chart(results, folder / "chart.png")
     print(f"\n{table(results)}\n\n{folder / 'all.json'} and {folder / 'chart.png'}")

@@ -36,6 +36,7 @@ from eqx_vit.layers.posemb import resize_grid_corners as resize_grid_corners
 from eqx_vit.layers.posemb import resize_table as resize_table
 from eqx_vit.layers.posemb import sincos_2d as sincos_2d
 from eqx_vit.layers.recompute import dear as dear
+from eqx_vit.layers.recompute import lean as lean
 from eqx_vit.layers.stack import Stack as Stack
 from eqx_vit.layers.window import from_windows as from_windows
 from eqx_vit.layers.window import relative_position_index as relative_position_index

@@ -8,7 +8,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from eqx_vit.layers.drop import Dropout
 from eqx_vit.layers.init import Initializer, constant, truncated_normal
@@ -16,7 +16,7 @@ from eqx_vit.layers.keys import split_or_none
 from eqx_vit.layers.linear import Linear
 from eqx_vit.layers.norm import LayerNorm
 from eqx_vit.layers.precision import wide_dtype
-from eqx_vit.layers.recompute import dear, lean
+from eqx_vit.layers.recompute import dear, lean, pieces
 
 LARGE = 2**20  # scores of an image, 4 MiB
 
@@ -115,8 +115,8 @@ def attend(
 
     count = -(-query.shape[0] // max(64, 128 // query.shape[1]))
     keys = None if dropout_key is None else jax.random.split(dropout_key, count)
-    pieces = (_pieces(query, 0, count), _pieces(bias, 1, count), _pieces(mask, 1, count), keys)
-    mixed = jax.lax.map(lean(some), pieces)
+    split = (pieces(query, 0, count), pieces(bias, 1, count), pieces(mask, 1, count), keys)
+    mixed = jax.lax.map(lean(some), split)
     return dear(mixed.reshape(-1, *mixed.shape[2:])[: query.shape[0]])
 
 
@@ -127,16 +127,6 @@ def _dropped_values(
     key: PRNGKeyArray | None,
 ) -> Float[Array, "queries heads value_dim"]:
     return attention_values(weights if dropout is None else dropout(weights, key=key), value)
-
-
-def _pieces(x: Shaped[Array, "..."] | None, axis: int, count: int) -> Shaped[Array, "..."] | None:
-    """`count` equal pieces along an axis, stacked; padded where it does not divide."""
-    if x is None:
-        return None
-    length = -(-x.shape[axis] // count)
-    padding = [(0, length * count - size if at == axis else 0) for at, size in enumerate(x.shape)]
-    split = jnp.pad(x, padding).reshape(*x.shape[:axis], count, length, *x.shape[axis + 1 :])
-    return jnp.moveaxis(split, axis, 0)
 
 
 class Attention(eqx.Module):

@@ -11,6 +11,9 @@ from eqx_vit.layers.init import Initializer, constant, truncated_normal
 from eqx_vit.layers.keys import split_or_none
 from eqx_vit.layers.linear import Linear
 from eqx_vit.layers.precision import widened
+from eqx_vit.layers.recompute import lean, pieces
+
+PIECE = 2**18  # hidden features of an image that are there at a time, 1 MiB
 
 Activation = Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]]
 
@@ -37,7 +40,10 @@ def hard_swish(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 class MLP(eqx.Module):
-    """Linear, activation, dropout, linear, dropout, over the last axis; initialisers as `Linear` takes them."""
+    """Linear, activation, dropout, linear, dropout, over the last axis; initialisers as `Linear` takes them.
+
+    Of many positions some are done at a time: what is between the two maps stays in the processor's cache.
+    """
 
     expand: Linear
     contract: Linear
@@ -66,6 +72,15 @@ class MLP(eqx.Module):
     def __call__(
         self, x: Float[Array, "*positions dim"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "*positions dim"]:
+        rows, width = x.reshape(-1, x.shape[-1]), self.expand.weight.shape[0]
+        count = -(-rows.shape[0] * width // PIECE)
+        if count == 1 or rows.shape[0] <= 4 * width:  # of wide layers, each piece would read the weights again
+            return self._some(x, key)
+        keys = None if key is None else jax.random.split(key, count)
+        mapped = jax.lax.map(lean(lambda piece: self._some(*piece)), (pieces(rows, 0, count), keys))
+        return mapped.reshape(-1, x.shape[-1])[: rows.shape[0]].reshape(x.shape)
+
+    def _some(self, x: Float[Array, "*some dim"], key: PRNGKeyArray | None) -> Float[Array, "*some dim"]:
         expand_key, contract_key = split_or_none(key)
         hidden = self.expand_dropout(self.activation(self.expand(x)), key=expand_key)
         return self.contract_dropout(self.contract(hidden), key=contract_key)

@@ -10,6 +10,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Shaped
 
@@ -24,3 +25,13 @@ def lean(function: Callable[..., Any]) -> Callable[..., Any]:
     # Nothing has to stop the compiler from merging both computations: within a scan it cannot.
     policy = jax.checkpoint_policies.save_only_these_names("dear")
     return eqx.filter_checkpoint(function, policy=policy, prevent_cse=False)
+
+
+def pieces(x: Shaped[Array, "..."] | None, axis: int, count: int) -> Shaped[Array, "..."] | None:
+    """`count` equal pieces along an axis, stacked; padded where it does not divide."""
+    if x is None:
+        return None
+    length = -(-x.shape[axis] // count)
+    padding = [(0, length * count - size if at == axis else 0) for at, size in enumerate(x.shape)]
+    split = jnp.pad(x, padding).reshape(*x.shape[:axis], count, length, *x.shape[axis + 1 :])
+    return jnp.moveaxis(split, axis, 0)

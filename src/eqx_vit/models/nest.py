@@ -45,6 +45,7 @@ from eqx_vit.layers import (
     gelu_tanh,
     image_door,
     is_live,
+    lean,
     max_pool,
     merge_heads,
     ramp,
@@ -223,7 +224,9 @@ class Block(eqx.Module):
         keys = None
         if attention_key is not None and is_live(self.attention):
             keys = jax.random.split(attention_key, windows.shape[0])
-        branch = jax.vmap(lambda tokens, key: self.attention(tokens, key=key))(self.norm1(windows), keys)
+        # Two windows at a time: what attention makes of more leaves the processor's cache.
+        attention = lean(lambda window: self.attention(window[0], key=window[1]))
+        branch = jax.lax.map(attention, (self.norm1(windows), keys), batch_size=min(2, windows.shape[0]))
         windows = windows + self.drop_path(branch, drop_scale, key=path1_key)
         branch = self.mlp(self.norm2(windows), key=mlp_key)
         return windows + self.drop_path(branch, drop_scale, key=path2_key)
