@@ -50,7 +50,8 @@ def _made(model: Any, config: Any, key: PRNGKeyArray) -> tuple[Model, eqx.nn.Sta
 
 
 # Op by op, the initialisation would be hundreds of small compilations. As it runs once, XLA need not optimise it far:
-# its first level compiles in half the time, and what it makes runs as fast.
+# its first level compiles in half the time, and what it makes runs as fast. Equinox hands the option on to `jax.jit`,
+# but its annotations leave it out.
 _make = eqx.filter_jit(_made)
 _make_at_once: Any = eqx.filter_jit(_made, compiler_options={"xla_backend_optimization_level": 1})  # type: ignore[call-overload]
 

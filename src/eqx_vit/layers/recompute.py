@@ -2,7 +2,8 @@
 
 A training step on a CPU spends much of its time on memory that it touches for the first time, and a scan copies all
 that it keeps. So of a block in a scan only what is dear to compute is kept: products with weights, mixed values,
-statistics, random bits. Norms, activations and attention weights are computed again, in the loops that use them.
+statistics, random bits. Norms, activations and attention weights are computed again, in the loops that use them. For
+the same reason long sequences go in `pieces`, small enough for the processor's cache.
 """
 
 from collections.abc import Callable
