@@ -134,6 +134,30 @@ def test_batch_norm_is_pytorch_s() -> None:
     np.testing.assert_array_equal(unchanged.get(norm.statistics), (mean, variance))
 
 
+def test_batch_norm_has_the_derivatives_of_its_formula() -> None:
+    norm, state = eqx.nn.make_with_state(BatchNorm)(3)
+    images, direction, weights = jax.random.normal(jax.random.key(0), (3, 4, 5, 3))
+    weight, bias = jnp.arange(1.0, 4.0), jnp.ones(3)
+
+    def ours(images: Any, weight: Any, bias: Any) -> Any:
+        layer = eqx.tree_at(lambda norm: (norm.weight, norm.bias), norm, (weight, bias))
+        call = jax.vmap(layer, in_axes=(0, None), out_axes=(0, None), axis_name=BATCH_AXIS)
+        return jnp.sum(weights * jnp.sin(call(images, state)[0]))
+
+    def formula(images: Any, weight: Any, bias: Any) -> Any:
+        flat = images.reshape(-1, 3)
+        mean, variance = jnp.mean(flat, axis=0, keepdims=True), jnp.var(flat, axis=0, keepdims=True)
+        normal = (flat - mean) / jnp.sqrt(variance + 1e-5) * weight[None] + bias[None]
+        return jnp.sum(weights * jnp.sin(normal).reshape(images.shape))
+
+    def both_orders(function: Any) -> Any:
+        gradient = jax.grad(function, argnums=(0, 1, 2))
+        return jax.jvp(lambda images: gradient(images, weight, bias), (images,), (direction,))
+
+    for found, expected in zip(*map(jax.tree.leaves, map(both_orders, (ours, formula))), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_batch_norm_keeps_float32_statistics_in_bfloat16() -> None:
     norm, state = eqx.nn.make_with_state(BatchNorm)(3)
     norm = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16) if eqx.is_inexact_array(leaf) else leaf, norm)

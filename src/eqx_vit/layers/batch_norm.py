@@ -44,10 +44,13 @@ class BatchNorm(eqx.nn.StatefulLayer):
         if not self.inference:
             mean, variance, unbiased = batch_statistics(wide)
             state = state.set(self.statistics, self._updated(state, mean, unbiased))
-        # One factor for each channel, so that the backward pass keeps the centred array and no other of its size.
+        # The mean is taken off as a constant. Its derivative goes through the shift, and shares with the bias the sum
+        # over the positions.
         factor = widened(self.weight) * jax.lax.rsqrt(variance + self.eps).astype(wide.dtype)
-        centred = wide - jnp.broadcast_to(mean.astype(wide.dtype), x.shape)
-        y = centred * jnp.broadcast_to(factor, x.shape) + jnp.broadcast_to(widened(self.bias), x.shape)
+        mean, fixed = mean.astype(wide.dtype), jax.lax.stop_gradient(mean).astype(wide.dtype)
+        shift = widened(self.bias) - (mean - fixed) * factor
+        centred = wide - jnp.broadcast_to(fixed, x.shape)
+        y = centred * jnp.broadcast_to(factor, x.shape) + jnp.broadcast_to(shift, x.shape)
         return y.astype(x.dtype), state
 
     def _updated(
@@ -73,6 +76,9 @@ def batch_statistics(
     axes = tuple(range(x.ndim - 1))
     count = batch * x.size // x.shape[-1]
     mean = dear(jax.lax.pmean(jnp.mean(x, axis=axes), BATCH_AXIS))
-    centred = x - jnp.broadcast_to(mean, x.shape)
-    variance = dear(jax.lax.pmean(jnp.mean(jnp.square(centred), axis=axes), BATCH_AXIS))
+    # About a constant, so that no derivative sums over the positions for the mean; the second term, zero, keeps the
+    # derivatives of every order exact.
+    fixed = jax.lax.stop_gradient(mean)
+    centred = x - jnp.broadcast_to(fixed, x.shape)
+    variance = dear(jax.lax.pmean(jnp.mean(jnp.square(centred), axis=axes), BATCH_AXIS) - jnp.square(mean - fixed))
     return mean, variance, variance * (count / max(count - 1, 1))
