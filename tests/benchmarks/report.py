@@ -56,7 +56,9 @@ def chart(results: dict[str, Any], path: Path) -> None:
         labels, ratios = zip(*reversed(entries), strict=True)
         spread = [[m - low for low, m, _ in ratios], [high - m for _, m, high in ratios]]
         colours = ["tab:blue" if ratio[1] >= 1 else "tab:orange" for ratio in ratios]
-        axis.barh(labels, [ratio[1] for ratio in ratios], xerr=spread, color=colours)
+        drawn = axis.barh(labels, [ratio[1] for ratio in ratios], xerr=spread, color=colours)
+        axis.bar_label(drawn, fmt=" {:.2f}")
+        axis.margins(x=0.15)  # room for the labels
         axis.axvline(1, color="black", linewidth=1)
         axis.set(title=measure, xlabel="time of the peer / time of eqx_vit", xscale="log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
