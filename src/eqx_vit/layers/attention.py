@@ -104,29 +104,19 @@ def attend(
     is attended to; `dropout` acts on the attention weights. Where the scores of an image are many, some queries are
     done at a time and their weights computed again in the backward pass: none of it has to leave the processor's cache.
     """
-    if query.shape[0] * query.shape[1] * key.shape[0] <= LARGE:
-        weights = attention_weights(attention_scores(query, key, scale), bias, mask)
-        return dear(_dropped_values(weights, value, dropout, dropout_key))
 
     def some(piece: Any) -> Float[Array, "_queries heads value_dim"]:
         query, bias, mask, dropout_key = piece
         weights = attention_weights(attention_scores(query, key, scale), bias, mask)
-        return _dropped_values(weights, value, dropout, dropout_key)
+        return attention_values(weights if dropout is None else dropout(weights, key=dropout_key), value)
 
+    if query.shape[0] * query.shape[1] * key.shape[0] <= LARGE:
+        return dear(some((query, bias, mask, dropout_key)))
     count = -(-query.shape[0] // max(64, 128 // query.shape[1]))
     keys = None if dropout_key is None else jax.random.split(dropout_key, count)
     split = (pieces(query, 0, count), pieces(bias, 1, count), pieces(mask, 1, count), keys)
     mixed = jax.lax.map(lean(some), split)
     return dear(mixed.reshape(-1, *mixed.shape[2:])[: query.shape[0]])
-
-
-def _dropped_values(
-    weights: Float[Array, "heads queries keys"],
-    value: Float[Array, "keys heads value_dim"],
-    dropout: Dropout | None,
-    key: PRNGKeyArray | None,
-) -> Float[Array, "queries heads value_dim"]:
-    return attention_values(weights if dropout is None else dropout(weights, key=key), value)
 
 
 class Attention(eqx.Module):
