@@ -47,7 +47,8 @@ class BatchNorm(eqx.nn.StatefulLayer):
         # The mean is taken off as a constant. Its derivative goes through the shift, and shares with the bias the sum
         # over the positions.
         factor = widened(self.weight) * jax.lax.rsqrt(variance + self.eps).astype(wide.dtype)
-        mean, fixed = mean.astype(wide.dtype), jax.lax.stop_gradient(mean).astype(wide.dtype)
+        mean = mean.astype(wide.dtype)
+        fixed = jax.lax.stop_gradient(mean)
         shift = widened(self.bias) - (mean - fixed) * factor
         centred = wide - jnp.broadcast_to(fixed, x.shape)
         y = centred * jnp.broadcast_to(factor, x.shape) + jnp.broadcast_to(shift, x.shape)
