@@ -85,9 +85,9 @@ def loaded(name: str, config: Any, source: str) -> tuple[Golden, Any, eqx.nn.Sta
 def check(name: str, config: Any, source: str, *, atol: float = 2e-5, spare: Sequence[str] = ()) -> None:
     """Every array of the golden file that a classifier can be held against, and the way back of its weights.
 
-    That is: the inference output, gradients of `sum(output * cotangent)` for parameters and image, the output in
-    training mode (all rates are 0) and BatchNorm's statistics after it. Entries in `spare` have rows that no model
-    reads, so that they do not come back whole.
+    That is: the inference output, in bfloat16 to a tenth of its largest element, gradients of `sum(output * cotangent)`
+    for parameters and image, the output in training mode (all rates are 0) and BatchNorm's statistics after it. Entries
+    in `spare` have rows that no model reads, so that they do not come back whole.
     """
     golden, model, state = loaded(name, config, source)
     returned = to_state_dict(model, state, source)
@@ -103,12 +103,16 @@ def check(name: str, config: Any, source: str, *, atol: float = 2e-5, spare: Seq
     else:
         logits, _ = eqx.filter_jit(eqx_vit.forward)(frozen, state, golden.image_batch())
         close(logits, golden.arrays["output"], atol, f"{name}: output")
+    half, _ = eqx.filter_jit(eqx_vit.forward)(eqx_vit.cast(frozen, jnp.bfloat16), state, golden.image_batch())
+    assert half.dtype == jnp.bfloat16
+    expected = golden.arrays["output"]
+    close(half.astype(jnp.float32), expected, 0.1 * float(np.abs(expected).max()), f"{name}: output in bfloat16")
     if "train_output" in golden.arrays:
         with optimised():
             logits, after = eqx.filter_jit(eqx_vit.forward)(model, state, golden.image_batch("train_input"))
         # Official code returns the pair of heads in training mode, ours their mean.
-        expected = [array for key, array in golden.arrays.items() if key in ("train_output", "train_output_dist")]
-        close(logits, np.mean(expected, axis=0), atol, f"{name}: train_output")
+        heads = [array for key, array in golden.arrays.items() if key in ("train_output", "train_output_dist")]
+        close(logits, np.mean(heads, axis=0), atol, f"{name}: train_output")
         check_statistics(golden, model, after, source, atol, name)
 
 

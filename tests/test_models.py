@@ -196,19 +196,6 @@ def test_forward_refuses_what_is_no_batch(name: str) -> None:
 
 
 @compiled_model
-def test_bfloat16(name: str) -> None:
-    model, state = drawn(name)
-    model = eqx_vit.inference_mode(model)
-    images = images_for(name)
-    exact, _ = eqx.filter_jit(eqx_vit.forward)(model, state, images)
-    half = eqx_vit.cast(model, jnp.bfloat16)
-    logits, _ = eqx.filter_jit(eqx_vit.forward)(half, state, images)
-    assert logits.dtype == jnp.bfloat16
-    scale = float(np.abs(exact).max())
-    np.testing.assert_allclose(logits.astype(jnp.float32), exact, atol=0.1 * scale)
-
-
-@compiled_model
 def test_head_swap(name: str) -> None:
     model, state = tiny(name)
     images = images_for(name)
