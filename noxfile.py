@@ -7,7 +7,7 @@ nox.options.sessions = ["lint", "types", "tests"]
 PROJECT = nox.project.load_toml("pyproject.toml")
 
 
-def group(name: str) -> list[str]:
+def group(name: str) -> tuple[str, ...]:
     """The requirements of a dependency group of pyproject.toml."""
     return nox.project.dependency_groups(PROJECT, name)
 
@@ -22,9 +22,10 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Static types."""
-    session.install("-e", ".[train]", *group("types"))
-    session.run("mypy")
+    """Static types: of the package, its tests and examples, and of what a user writes."""
+    session.install("-e", ".[train]", *group("tests"), *group("types"))
+    session.run("pyright")
+    session.run("pytest", "tests/test_types.py")
 
 
 @nox.session

@@ -35,10 +35,10 @@ def pictures(folder, rule):
 
 
 def digits(first, last, rule):
-    data = load_digits()
-    chosen = np.isin(data.target, range(first, last + 1))
-    images = [rule.apply(Image.fromarray((image * 15.9).astype(np.uint8))) for image in data.images[chosen]]
-    return np.stack(images), data.target[chosen] - first, [str(digit) for digit in range(first, last + 1)]
+    pixels, labels = map(np.asarray, load_digits(return_X_y=True))
+    chosen = np.isin(labels, range(first, last + 1))
+    images = [rule.apply(Image.fromarray(image.astype(np.uint8))) for image in pixels[chosen].reshape(-1, 8, 8) * 15.9]
+    return np.stack(images), labels[chosen] - first, [str(digit) for digit in range(first, last + 1)]
 
 
 def rate(decay, depth, path, leaf):  # what the update of a parameter is multiplied by

@@ -26,9 +26,9 @@ class State(TrainState):
 
 def digits():
     """(images, labels): 1,797 grey images of (SIZE, SIZE, 1) with values in [0, 1]."""
-    data = load_digits()
-    images = jnp.asarray(data.images, jnp.float32)[..., None] / 16
-    return jax.image.resize(images, (len(images), SIZE, SIZE, 1), "linear"), jnp.asarray(data.target)
+    pixels, labels = load_digits(return_X_y=True)
+    images = jnp.asarray(pixels, jnp.float32).reshape(-1, 8, 8, 1) / 16
+    return jax.image.resize(images, (len(images), SIZE, SIZE, 1), "linear"), jnp.asarray(labels)
 
 
 @partial(jax.jit, donate_argnums=0)

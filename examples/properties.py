@@ -5,42 +5,28 @@
 Takes about 10 seconds. Prints how many random configurations held; nothing is compiled, only shapes are computed.
 """
 
+import functools
+import math
 from dataclasses import dataclass
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from jaxtyping import Array, Float
 
-from eqx_vit.layers import MLP, LayerNorm, Linear, PatchEmbedding, Stack, image_door
-from eqx_vit.layers.config import check_fields, check_multiple, pair
+from eqx_vit.layers import MLP, LayerNorm, Linear, PatchEmbedding, Stack
+from eqx_vit.layers.config import pair
+from eqx_vit.model import PatchGridConfig, StatelessImageModel
 from eqx_vit.testing import shapes
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixerConfig:
+class MixerConfig(PatchGridConfig["Mixer"]):
     """A patch model without attention: each block mixes the patches, then the channels."""
 
-    image_size: tuple[int, int]
-    patch_size: tuple[int, int]
-    num_classes: int
     dim: int
     depth: int
-    channels: int = 3
-
-    def __post_init__(self):
-        check_fields(self)
-        check_multiple("image_size", self.image_size, self.patch_size)
-
-    @property
-    def patches(self):
-        (height, width), (patch_height, patch_width) = pair(self.image_size), pair(self.patch_size)
-        return (height // patch_height) * (width // patch_width)
-
-    def check_image_size(self, height, width):
-        check_multiple("image size", (height, width), self.patch_size)
 
 
 class Block(eqx.Module):
@@ -50,8 +36,9 @@ class Block(eqx.Module):
 
     def __init__(self, config, *, key):
         patch_key, channel_key = jax.random.split(key)
+        patches = math.prod(config.grid)
         self.norm = LayerNorm(config.dim, 1e-6)
-        self.patch_mlp = MLP(config.patches, 2 * config.patches, key=patch_key)
+        self.patch_mlp = MLP(patches, 2 * patches, key=patch_key)
         self.channel_mlp = MLP(config.dim, 2 * config.dim, key=channel_key)
 
     def __call__(self, tokens: Float[Array, "tokens dim"], *, key=None) -> Float[Array, "tokens dim"]:
@@ -59,26 +46,26 @@ class Block(eqx.Module):
         return tokens + self.channel_mlp(tokens)
 
 
-class Mixer(eqx.Module):
+class Mixer(StatelessImageModel[MixerConfig]):
     patch_embedding: PatchEmbedding
-    blocks: Stack
+    blocks: Stack[Block]
     head: Linear
-    config: MixerConfig = eqx.field(static=True)
 
     def __init__(self, config, *, key):
         patch_key, blocks_key, head_key = jax.random.split(key, 3)
-        self.patch_embedding = PatchEmbedding(config.patch_size, config.channels, config.dim, key=patch_key)
-        self.blocks = Stack.build(lambda key: Block(config, key=key), config.depth, key=blocks_key)
-        self.head = Linear(config.dim, config.num_classes, key=head_key)
         self.config = config
+        self.patch_embedding = PatchEmbedding(pair(config.patch_size), config.channels, config.dim, key=patch_key)
+        self.blocks = Stack.build(functools.partial(Block, config), config.depth, key=blocks_key)
+        self.head = Linear(config.dim, config.num_classes, key=head_key)
 
-    @image_door
-    def features(self, image, *, key=None):
-        return self.blocks(self.patch_embedding(image).reshape(-1, self.config.dim), key=key)
+    def embed(self, image, *, key):
+        return self.patch_embedding(image).reshape(-1, self.config.dim)
 
-    @image_door
-    def __call__(self, image, *, key=None):
-        return self.head(jnp.mean(self.features(image, key=key), axis=0))
+    def encode(self, x, *, key):
+        return self.blocks(x, key=key)
+
+    def classify(self, features):
+        return self.head(jnp.mean(features, axis=0))
 
 
 sides = st.tuples(st.integers(1, 8), st.integers(1, 8))

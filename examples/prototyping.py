@@ -40,8 +40,8 @@ class CosineAttention(eqx.Module):
         query, keys, value = jnp.moveaxis(self.qkv(tokens).reshape(tokens.shape[0], 3, heads, -1), 1, 0)
         query, keys = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (query, keys))
         scores = jnp.einsum("qhd,khd->hqk", query, keys) * self.temperature[:, None, None]
-        mixed = jnp.einsum("hqk,khd->qhd", jax.nn.softmax(scores), value)
-        return self.projection(mixed.reshape(tokens.shape)) if self.merged else mixed
+        attended = jnp.einsum("hqk,khd->qhd", jax.nn.softmax(scores), value)
+        return self.projection(attended.reshape(tokens.shape)) if self.merged else attended
 
 
 def with_attention(model, merged, key):
@@ -54,7 +54,7 @@ def with_attention(model, merged, key):
 @eqx.filter_jit
 def step(model, optimiser_state, images, labels):
     def loss(model):
-        logits, _ = eqx_vit.forward(model, None, images)
+        logits, _ = eqx_vit.forward(model, state, images)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     value, gradients = eqx.filter_value_and_grad(loss)(model)
@@ -63,7 +63,7 @@ def step(model, optimiser_state, images, labels):
 
 
 config = eqx_vit.ViTConfig(image_size=16, patch_size=4, num_classes=4, dim=32, depth=2, heads=4, mlp_dim=64)
-model, _ = eqx_vit.create(config, key=jax.random.key(0))
+model, state = eqx_vit.create(config, key=jax.random.key(0))
 images = jax.random.normal(jax.random.key(1), (32, 16, 16, 3))
 labels = jnp.arange(32) % 4
 

@@ -26,10 +26,10 @@ EPOCHS, BATCH = 20, 32
 
 def digits(image_size):
     """(images, labels): 1,797 images of (height, width, 3) with values in [0, 1], as large as the model takes them."""
-    data = load_digits()
-    images = jnp.asarray(data.images, jnp.float32)[..., None] / 16
+    pixels, labels = load_digits(return_X_y=True)
+    images = jnp.asarray(pixels, jnp.float32).reshape(-1, 8, 8, 1) / 16
     images = jax.image.resize(images, (len(images), *image_size, 1), "linear")
-    return jnp.repeat(images, 3, axis=-1), jnp.asarray(data.target)
+    return jnp.repeat(images, 3, axis=-1), jnp.asarray(labels)
 
 
 def loss(model, state, images, labels, key):

@@ -82,17 +82,17 @@ def loaded(name: str, config: Any, source: str) -> tuple[Golden, Any, eqx.nn.Sta
     return golden, *load_state_dict(model, state, golden.state, source=source)
 
 
-def check(name: str, config: Any, source: str, *, atol: float = 2e-5, spare: Sequence[str] = ()) -> None:
+def check(name: str, config: Any, source: str, unused: Sequence[str] = (), *, atol: float = 2e-5) -> None:
     """Every array of the golden file that a classifier can be held against, and the way back of its weights.
 
     That is: the inference output, in bfloat16 to a tenth of its largest element, gradients of `sum(output * cotangent)`
     for parameters and image, the output in training mode (all rates are 0) and BatchNorm's statistics after it. Entries
-    in `spare` have rows that no model reads, so that they do not come back whole.
+    in `unused` have rows that no model reads, so that they do not come back whole.
     """
     golden, model, state = loaded(name, config, source)
     returned = to_state_dict(model, state, source)
     for key, array in golden.state.items():
-        if not key.endswith("num_batches_tracked") and key not in spare:
+        if not key.endswith("num_batches_tracked") and key not in unused:
             np.testing.assert_array_equal(
                 returned[key], array, err_msg=f"{name}: {key} does not come back as it went in"
             )

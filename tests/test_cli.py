@@ -1,7 +1,9 @@
 """The command line: what each command prints, and one clear line with exit code 2 for every stupid input."""
 
+import dataclasses
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.datasets import load_digits
+from sklearn import datasets
 
 import eqx_vit
 from eqx_vit.cli import main
+from eqx_vit.cli.arguments import make_parser
+from eqx_vit.cli.commands import catch_signals
+from eqx_vit.train.config import Settings
 
 TINY = ["--batch-size", "64", "--set", "dim=16", "--set", "depth=1", "--set", "heads=2", "--set", "mlp_dim=16"]
 
@@ -36,7 +41,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def digit(tmp_path: Path) -> Path:
     """A handwritten zero as a PNG of another size."""
-    pixels = (load_digits().images[0] * 15.9).astype(np.uint8)
+    images = np.asarray(datasets.load_digits(return_X_y=True)[0]).reshape(-1, 8, 8)
+    pixels = (images[0] * 15.9).astype(np.uint8)
     path = tmp_path / "zero.png"
     Image.fromarray(pixels).resize((90, 120), Image.Resampling.BICUBIC).save(path)
     return path
@@ -121,6 +127,27 @@ def test_resuming_a_finished_run_repeats_its_result(trained: Path, capsys: pytes
     assert (trained / "metrics.jsonl").read_text() == before
 
 
+def test_every_setting_has_an_option() -> None:
+    options = vars(make_parser().parse_args(["train"]))
+    for field in dataclasses.fields(Settings):
+        assert ("set" if field.name == "changes" else field.name) in options
+    options = vars(make_parser().parse_args(["train", "--image-size", "32x64", "--data", "photos", "--flip"]))
+    assert (options["image_size"], options["data"], options["flip"]) == ((32, 64), str(Path("photos").resolve()), True)
+
+
+def test_the_first_signal_stops_after_the_step_and_the_second_at_once() -> None:
+    lines: list[str] = []
+    before = signal.getsignal(signal.SIGINT)
+    with catch_signals(lines.append) as stopped:
+        assert not stopped()
+        signal.raise_signal(signal.SIGINT)
+        assert stopped()
+        assert "once more" in lines[0]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -145,7 +172,7 @@ def test_resuming_a_finished_run_repeats_its_result(trained: Path, capsys: pytes
         (["--data", "."], "has no sub-folders"),
         (["--resume"], "there is no run to resume"),
         (["--resume", "nowhere"], "there is no run folder nowhere"),
-        (["--resume", "."], "is no run folder"),
+        (["--resume", "."], "is not a run folder"),
         (["--resume", "a", "--output", "b"], "two folders"),
         (["--nonsense"], "--nonsense"),
     ],
@@ -190,15 +217,15 @@ def test_stupid_evaluation_and_prediction(
     for arguments, words in (
         (["evaluate"], "required: RUN"),
         (["evaluate", tmp_path / "nope"], "there is no run folder"),
-        (["evaluate", tmp_path], "is no run folder: it has no config.json"),
+        (["evaluate", tmp_path], "is not a run folder: it has no config.json"),
         (["evaluate", trained, "--checkpoint", "middle"], "invalid choice: 'middle'"),
         (["evaluate", trained, "--split", "all"], "invalid choice: 'all'"),
         (["predict", trained], "required: IMAGE"),
         (["predict", trained, tmp_path / "nope.png"], "there is no file"),
         (["predict", trained, tmp_path], "is a folder"),
-        (["predict", trained, digit, broken, text], "text.png is no picture"),
+        (["predict", trained, digit, broken, text], "text.png is not an image"),
         (["predict", trained, digit, "--top", "0"], "--top"),
-        (["predict", tmp_path, digit], "is no run folder"),
+        (["predict", tmp_path, digit], "is not a run folder"),
         (["predict", tmp_path / "nope", digit], "is neither the folder of a run nor a preset"),
         (["models", "gpt*"], "no model matches 'gpt*'"),
         (["models", "vit", "cait"], "unrecognized arguments: cait"),
@@ -212,7 +239,7 @@ def test_damaged_checkpoints(trained: Path, digit: Path, tmp_path: Path, capsys:
     (tmp_path / "config.json").write_bytes((trained / "config.json").read_bytes())
     assert "has no best.safetensors yet" in refused(capsys, "predict", tmp_path, digit)
     (tmp_path / "best.safetensors").write_bytes((trained / "best.safetensors").read_bytes()[:-1])
-    assert "best.safetensors is no safetensors file" in refused(capsys, "evaluate", tmp_path)
+    assert "best.safetensors is damaged, or not a safetensors file" in refused(capsys, "evaluate", tmp_path)
     eqx_vit.save(tmp_path / "best.safetensors", *eqx_vit.load(trained / "best.safetensors"))
     (tmp_path / "config.json").write_text("{")
     assert "config.json is damaged" in refused(capsys, "evaluate", tmp_path)

@@ -1,4 +1,4 @@
-"""CrossFormer against the golden files of the official code."""
+"""CrossFormer: the groups of a map, blocks in turn, checkpoints of the first release, and the sizes of images."""
 
 from dataclasses import replace
 
@@ -8,47 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
+from cases.crossformer import BASE, GOLDEN, TINY
+from hypothesis import assume, given, settings, strategies as st
 
 import eqx_vit
-from eqx_vit import CrossFormer, CrossFormerConfig
-from eqx_vit.models.crossformer import CrossScaleEmbedding, Stage, from_groups, real_members, to_groups
-from eqx_vit.testing import shapes
-from eqx_vit.weights import load_state_dict
-
-BASE = CrossFormerConfig(num_classes=5, dim=(16, 32, 64, 128), heads=(2, 2, 4, 4), depth=(2, 3, 2, 1))
-CASES = {
-    "crossformer-lsda": replace(
-        BASE,
-        num_classes=8,
-        depth=(2, 2, 2, 1),
-        heads=(1, 2, 2, 4),
-        local_window_size=4,
-        global_window_size=(4, 2, 1, 1),
-    ),
-    "crossformer-pad": replace(BASE, local_window_size=5, global_window_size=(3, 2, 1, 1)),
-    "crossformer-wide": CrossFormerConfig(
-        num_classes=6, dim=(24, 48, 96, 192), depth=(1, 2, 1, 1), heads=(2, 4, 3, 6), mlp_ratio=(4.0, 4.0, 2.0, 1.0)
-    ),
-    "crossformer-pp": replace(
-        BASE,
-        depth=(2, 1, 5, 1),
-        local_window_size=(4, 4, 4, 2),
-        global_window_size=(4, 2, 1, 1),
-        mlp_ratio=2.0,
-        cooling=True,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_golden(name: str) -> None:
-    golden_files.check(name, CASES[name], "official")
+from eqx_vit import CrossFormer
+from eqx_vit.models.crossformer import CooledBlock, from_groups, padding_mask, to_groups
+from eqx_vit.weights import load_state_dict, to_state_dict
 
 
 def test_checkpoints_of_the_first_release_load() -> None:
-    golden, model, state = golden_files.loaded("crossformer-lsda", CASES["crossformer-lsda"], "official")
+    golden, model, state = golden_files.loaded("crossformer-lsda", *GOLDEN["crossformer-lsda"])
     tables = {
         f"layers.{stage}.blocks.{block}.attn.{name}": np.zeros(1)
         for stage, depth in enumerate((2, 2, 2, 1))
@@ -59,83 +29,41 @@ def test_checkpoints_of_the_first_release_load() -> None:
     assert eqx.tree_equal(loaded, model)
 
 
-def test_stages_run_their_blocks_in_turn() -> None:
-    """Depth 14 with cooling is two cycles of six and a rest; the golden files have at most five blocks."""
-    config = CrossFormerConfig(
-        dim=(16,),
-        depth=14,
-        global_window_size=4,
-        local_window_size=2,
-        heads=2,
-        cross_embed_kernel_sizes=((4, 8),),
-        cross_embed_strides=4,
-        cooling=True,
-    )
-    stage = Stage(config, 0, key=jax.random.key(0))
-    assert len(stage.coolings) == 4
-    x = jax.random.normal(jax.random.key(1), (4, 12, 16))
-    expected = x
-    for index, block in enumerate(stage.blocks):
-        expected = block(expected, (1, 4)[index % 2])
-        expected = stage.coolings[index // 3](expected) if index in (2, 5, 8, 11) else expected
-    golden_files.close(stage(x, jnp.ones(14)), np.asarray(expected), 1e-5, "stage")
+ONE_STAGE = replace(TINY, dim=(64,), depth=14, global_window_size=4, cooling=True, cross_embed_kernel_sizes=((2, 4),))
 
 
-def test_initialisation_is_the_official_one() -> None:
-    block = Stage(replace(BASE, dim=(128, 256, 512, 1024)), 0, key=jax.random.key(0)).blocks.block
-    position_bias = block.attention.position_bias
-    for linear in (block.attention.qkv, block.attention.projection, block.mlp.expand, block.mlp.contract):
-        assert np.isclose(np.std(linear.weight), 0.02, rtol=0.05)
-        assert not np.any(linear.bias)
-    for linear in (position_bias.embedding, *position_bias.linears):
-        assert np.isclose(np.std(linear.weight), 0.02, rtol=0.5)
-        assert not np.any(linear.bias)
-    assert not np.array_equal(block.mlp.expand.weight[0], block.mlp.expand.weight[1])
-    conv = CrossScaleEmbedding(3, 64, (4, 8), 4, key=jax.random.key(0)).convs[1]
-    assert np.abs(conv.weight).max() <= 1 / np.sqrt(3 * 8 * 8)
-    assert np.isclose(np.std(conv.weight), 1 / np.sqrt(3 * 3 * 8 * 8), rtol=0.05)
-    assert np.any(conv.bias)
-
-
-@given(
-    grid=st.tuples(st.integers(1, 5), st.integers(1, 5)),
-    rest=st.tuples(st.integers(0, 3), st.integers(0, 3)),
-    stages=st.integers(1, 3),
-    depth=st.integers(1, 7),
-    side=st.integers(1, 6),
-    interval=st.integers(1, 4),
-    heads=st.sampled_from([1, 2, 4]),
-    channels=st.integers(1, 4),
-    cooling=st.booleans(),
+@pytest.mark.parametrize(
+    ("depth", "cooled", "scanned"),
+    [(2, [], 0), (3, [], 0), (4, [2], 0), (6, [2], 0), (7, [2, 5], 6), (14, [2, 5, 8, 11], 12)],
 )
-def test_shapes(
-    grid: tuple[int, int],
-    rest: tuple[int, int],
-    stages: int,
-    depth: int,
-    side: int,
-    interval: int,
-    heads: int,
-    channels: int,
-    cooling: bool,
-) -> None:
-    config = CrossFormerConfig(
-        num_classes=5,
-        dim=(16, 24, 32)[:stages],
-        depth=depth,
-        global_window_size=interval,
-        local_window_size=side,
-        heads=heads,
-        mlp_ratio=1.5,
-        cross_embed_kernel_sizes=((4, 8, 16, 32), (2, 4))[:stages],
-        cross_embed_strides=(4, 2)[:stages],
-        channels=channels,
-        cooling=cooling,
+def test_every_third_block_is_cooled_but_for_the_last(depth: int, cooled: list[int], scanned: int) -> None:
+    (blocks,) = eqx.filter_eval_shape(CrossFormer, replace(ONE_STAGE, depth=depth), key=jax.random.key(0)).stages
+    stacked = [] if blocks.periods is None else [*blocks.periods.block.blocks] * len(blocks.periods)
+    assert len(stacked) == scanned
+    each = [*stacked, *blocks.rest]
+    assert [index for index, block in enumerate(each) if isinstance(block, CooledBlock)] == cooled
+    plain = [block.block if isinstance(block, CooledBlock) else block for block in each]
+    assert [block.attention.interval for block in plain] == [(1, 4)[index % 2] for index in range(depth)]
+
+
+def test_names_follow_the_blocks_of_several_periods() -> None:
+    """Depth 14 is two periods and a rest; the golden files have at most five blocks."""
+    model, state = eqx.filter_eval_shape(eqx_vit.create, ONE_STAGE, key=jax.random.key(0))
+    random = np.random.RandomState(0)
+    model = jax.tree.map(
+        lambda leaf: (
+            jnp.asarray(random.standard_normal(leaf.shape)) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
+        ),
+        model,
     )
-    step = 4 * 2 ** (stages - 1)
-    features, logits = shapes(CrossFormer, config, (step * grid[0] + rest[0], step * grid[1] + rest[1]))
-    assert features == (*grid, config.dim[-1])
-    assert logits == (5,)
+    names = to_state_dict(model, state, "official")
+    for index, block in enumerate(model.stages[0]):
+        prefix = f"layers.0.blocks.{index}"
+        plain = block.block if isinstance(block, CooledBlock) else block
+        np.testing.assert_array_equal(names[f"{prefix}.mlp.fc1.weight"], plain.mlp.fc1.weight)
+        assert (f"{prefix}.ex_conv.weight" in names) == isinstance(block, CooledBlock)
+        if isinstance(block, CooledBlock):
+            np.testing.assert_array_equal(names[f"{prefix}.ex_conv.weight"], block.cooling.conv.weight)
 
 
 @settings(max_examples=8)  # each example compiles
@@ -145,8 +73,8 @@ def test_groups_are_evenly_spaced_and_go_back(size: tuple[int, int], side: int, 
     where = np.moveaxis(np.indices((rows, columns), dtype=np.float32), 0, -1) + 1
     groups = to_groups(jnp.asarray(where), side, interval)
     np.testing.assert_array_equal(from_groups(groups, side, interval, size), where)
-    real = real_members(size, side, interval)
-    assert real is None or np.array_equal(real, groups[..., 0] > 0)
+    mask = padding_mask(size, side, interval)
+    assert mask is None or np.array_equal(mask, groups[..., 0] > 0)
     for group in np.asarray(groups):
         inside = group.reshape(side, side, 2)
         for axis in (0, 1):
@@ -161,31 +89,6 @@ def test_images_whose_maps_cannot_be_halved_are_refused(size: int) -> None:
         BASE.check_image_size(64, size)
 
 
-def test_impossible_configs_are_refused() -> None:
-    for changes, message in (
-        ({"heads": 3}, "dim 16 is not a multiple of heads 3"),
-        ({"heads": None}, "dim 16 is below 32"),
-        ({"dim": (12, 24, 48, 96)}, "dim 12 is below 16"),
-        ({"depth": (1, 2, 3, 4, 5)}, "depth has 5 values for 4 stages"),
-        ({"cross_embed_kernel_sizes": ((4, 7),)}, "must each be stride 4 plus an even number"),
-        ({"dim": (20, 40, 80, 160), "heads": 2}, "dim 20 is not a multiple of 8"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            replace(BASE, **changes)
-
-
 def test_resize_gives_the_model_as_it_is() -> None:
-    _, model, _ = golden_files.loaded("crossformer-lsda", CASES["crossformer-lsda"], "official")
+    model = eqx.filter_eval_shape(CrossFormer, BASE, key=jax.random.key(0))
     assert eqx.tree_equal(eqx_vit.resize(model, (96, 64)), model)
-
-
-def test_seed_call_has_the_official_structure() -> None:
-    config = CrossFormerConfig(
-        num_classes=1000,
-        dim=(64, 128, 256, 512),
-        depth=(2, 2, 8, 2),
-        global_window_size=(8, 4, 2, 1),
-        local_window_size=7,
-    )
-    model = eqx.filter_eval_shape(CrossFormer, config, key=jax.random.key(0))
-    assert eqx_vit.count_params(model) == 15_404_140

@@ -1,4 +1,4 @@
-"""The Flax-shaped door of every architecture: the contract of `init` and `apply`, and the native model's numbers."""
+"""The Flax API of every architecture: the contract of `init` and `apply`, and the native model's numbers."""
 
 import dataclasses
 import functools
@@ -14,13 +14,13 @@ from tiny import TINY, slow_but_for, tiny_size
 import eqx_vit
 import eqx_vit.flax
 from eqx_vit import MODELS
-from eqx_vit.surface import set_live
+from eqx_vit.functional import set_training, to_dicts
 
 every_model = pytest.mark.parametrize("name", MODELS)
 KEYS = {"params": jax.random.PRNGKey(1), "dropout": jax.random.PRNGKey(2)}
 
 
-def door(name: str, config: Any = None) -> Any:
+def describe(name: str, config: Any = None) -> Any:
     """The linen-like description of a config (the tiny one)."""
     config = TINY[name] if config is None else config
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
@@ -40,16 +40,16 @@ def same(left: Any, right: Any) -> None:
 
 @slow_but_for("vit", "levit")
 def test_numbers_are_the_native_ones(name: str) -> None:
-    v, images = door(name), images_for(name)
+    v, images = describe(name), images_for(name)
     variables = v.init(KEYS, images)
     model, state = eqx_vit.create(TINY[name], key=KEYS["params"])
     same(variables, v.from_equinox(model, state))
-    same(eqx_vit.flax.Module.from_equinox(v, *v.to_equinox(variables)), variables)
+    same(eqx_vit.flax.Description.from_equinox(v, *v.to_equinox(variables)), variables)
 
     expected, _ = eqx.filter_jit(eqx_vit.forward)(eqx_vit.inference_mode(model), state, images)
     same(v.apply(variables, images), expected)
 
-    live = set_live(model, dropout=False, statistics=True)
+    live = set_training(model, dropout=False, statistics=True)
 
     def native(model: Any) -> Any:
         logits, after = eqx_vit.forward(model, state, images)
@@ -63,7 +63,7 @@ def test_numbers_are_the_native_ones(name: str) -> None:
     found, (flax_logits, updates) = jax.jit(jax.grad(flax_shaped, has_aux=True))(variables["params"])
     same(flax_logits, logits)
     same(updates, {key: tree for key, tree in v.from_equinox(model, after).items() if key == "batch_stats"})
-    same(found, eqx_vit.surface.to_dicts(gradients, after)[0])
+    same(found, to_dicts(gradients, after)[0])
 
 
 @every_model
@@ -71,12 +71,14 @@ def test_what_makes_it_train(name: str) -> None:
     rates = {
         field.name: 0.5 for field in dataclasses.fields(TINY[name]) if "drop" in field.name and field.type is float
     }
-    v, images = door(name, dataclasses.replace(TINY[name], **rates)), images_for(name)
+    v, images = describe(name, dataclasses.replace(TINY[name], **rates)), images_for(name)
     variables = jax.eval_shape(v.init, KEYS, images)
     shape = (2, TINY[name].num_classes)
     for arguments in ({}, {"rngs": KEYS}, {"rngs": KEYS["dropout"]}, {"rngs": KEYS, "deterministic": True}):
-        call = lambda variables, arguments=arguments: v.apply(variables, images, **arguments)
-        assert jax.eval_shape(call, variables).shape == shape
+        logits = jax.eval_shape(
+            lambda variables, arguments=arguments: v.apply(variables, images, **arguments), variables
+        )
+        assert logits.shape == shape
     logits, updates = jax.eval_shape(lambda variables: v.apply(variables, images, rngs=KEYS, mutable=True), variables)
     assert logits.shape == shape
     assert jax.tree.structure(updates) == jax.tree.structure(variables)
@@ -89,7 +91,7 @@ def test_what_makes_it_train(name: str) -> None:
 
 
 def test_dropout_key_is_live_and_reproducible() -> None:
-    v = door("vit", dataclasses.replace(TINY["vit"], dropout=0.5))
+    v = describe("vit", dataclasses.replace(TINY["vit"], dropout=0.5))
     images = images_for("vit")
     logits, variables = v.init_with_output({"params": KEYS["params"]}, images)
     variables["params"]["head"]["weight"] = jnp.ones_like(variables["params"]["head"]["weight"])
@@ -105,7 +107,7 @@ def test_dropout_key_is_live_and_reproducible() -> None:
 
 
 def test_it_traces_under_every_transformation() -> None:
-    v, images = door("levit"), images_for("levit", 4)
+    v, images = describe("levit"), images_for("levit", 4)
     variables = jax.jit(v.init)(KEYS, images)
     logits = v.apply(variables, images)
     np.testing.assert_allclose(jax.checkpoint(v.apply)(variables, images), logits, atol=1e-5)
@@ -122,7 +124,7 @@ def test_it_traces_under_every_transformation() -> None:
 
 
 def test_channels_and_layout_are_read_off_the_images() -> None:
-    v = door("vit")
+    v = describe("vit")
     grey = v.init(KEYS, jnp.zeros((1, 16, 16, 1)))
     assert grey["params"]["patch_embedding"]["linear"]["weight"].shape == (16, 64)
     variables = v.init(KEYS, jnp.zeros((1, 3, 16, 16)))
@@ -131,13 +133,13 @@ def test_channels_and_layout_are_read_off_the_images() -> None:
     with pytest.raises(ValueError, match=r"fit in no layout: read channels-last.*read channels-first"):
         v.apply(variables, jnp.zeros((1, 16, 17, 3)))
     with pytest.raises(ValueError, match="fit in both layouts"):
-        door("vit", dataclasses.replace(TINY["vit"], channels=16)).init(KEYS, jnp.zeros((1, 16, 16, 16)))
+        describe("vit", dataclasses.replace(TINY["vit"], channels=16)).init(KEYS, jnp.zeros((1, 16, 16, 16)))
     with pytest.raises(ValueError, match="one image is a batch of one"):
         v.apply(variables, jnp.zeros((16, 16, 3)))
 
 
 def test_bound_tabulated_and_frozen() -> None:
-    v, images = door("levit"), images_for("levit")
+    v, images = describe("levit"), images_for("levit")
     variables = v.init(KEYS, images)
     bound = v.bind(variables)
     same(bound(images), v.apply(variables, images))
@@ -145,14 +147,14 @@ def test_bound_tabulated_and_frozen() -> None:
     table = v.tabulate(KEYS, images)
     assert f"params: {eqx_vit.count_params(v.to_equinox(variables)[0]):,}" in table
     assert "head.linear.weight" in table
-    assert hash(v) == hash(door("levit"))
+    assert hash(v) == hash(describe("levit"))
     assert "dim=16" in repr(v)
     with pytest.raises(dataclasses.FrozenInstanceError):
         v.dim = 3
 
 
 def test_bad_input_is_named_by_its_path() -> None:
-    v, images = door("vit"), images_for("vit")
+    v, images = describe("vit"), images_for("vit")
     variables = v.init(KEYS, images)
     params = variables["params"]
     wrong = {
@@ -164,7 +166,7 @@ def test_bad_input_is_named_by_its_path() -> None:
         "with the collection 'params'": {"weights": params},
         "unknown collections in variables: .'cache'": {**variables, "cache": {}},
         "given list": [params],
-        "missing params": door("levit").init(KEYS, images_for("levit")),
+        "missing params": describe("levit").init(KEYS, images_for("levit")),
     }
     for message, given in wrong.items():
         with pytest.raises(ValueError, match=message):

@@ -265,8 +265,7 @@ def parallel_vit() -> None:
 
 @snippet
 def patch_merger() -> None:
-    from eqx_vit.flax import PatchMerger
-    from eqx_vit.flax import PatchMergerViT as ViT
+    from eqx_vit.flax import PatchMerger, PatchMergerViT as ViT
 
     img = jax.random.normal(key, (1, 256, 256, 3))
 
@@ -447,8 +446,7 @@ def twins_svt() -> None:
 
 @snippet
 def vit_for_small_datasets() -> None:
-    from eqx_vit.flax import SPT
-    from eqx_vit.flax import SmallDatasetViT as ViT
+    from eqx_vit.flax import SPT, SmallDatasetViT as ViT
 
     img = jax.random.normal(key, (4, 256, 256, 3))
 

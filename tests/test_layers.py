@@ -1,14 +1,17 @@
 """The layers where they promise more than the golden files show."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
+from jax import Array
 from jax.extend.core import jaxprs_in_params
 
 from eqx_vit.layers import (
@@ -20,15 +23,18 @@ from eqx_vit.layers import (
     Dropout,
     DropPath,
     Linear,
+    PeriodicStack,
     Stack,
     attend,
     convolve,
     from_windows,
+    kernels,
     max_pool,
     patchify,
     relative_position_index,
     to_windows,
 )
+from eqx_vit.layers.init import normal, truncated_normal
 
 
 class Doubling(eqx.nn.StatefulLayer):
@@ -81,6 +87,67 @@ def test_a_stack_may_be_empty() -> None:
     assert list(stack) == []
 
 
+class Scaling(eqx.Module):
+    """A block of which some have a bias."""
+
+    linear: Linear
+    dropout: Dropout
+
+    def __init__(self, use_bias: bool, *, key: Any) -> None:
+        self.linear = Linear(6, 6, use_bias=use_bias, weight_init=normal(1.0), bias_init=normal(1.0), key=key)
+        self.dropout = Dropout(0.5)
+
+    def __call__(self, x: Any, scale: Any, *, key: Any = None) -> Any:
+        return x + self.dropout(jnp.tanh(self.linear(x)) * scale, key=key)
+
+
+def make_alternating(index: int, *, key: Any) -> Scaling:
+    return Scaling(index % 3 == 1, key=key)
+
+
+@pytest.mark.parametrize(("depth", "count"), [(8, None), (6, None), (9, 1), (4, 0), (2, None), (0, None)])
+def test_periodic_stack_equals_the_loop_over_its_blocks(depth: int, count: int | None) -> None:
+    stack = PeriodicStack.build(make_alternating, depth, 3, count=count, key=jax.random.key(0))
+    blocks, whole = [*stack], depth // 3 if count is None else count
+    assert len(stack) == len(blocks) == depth
+    assert (0 if stack.periods is None else len(stack.periods)) == whole
+    assert [block.linear.bias is not None for block in blocks] == [index % 3 == 1 for index in range(depth)]
+    weights = [block.linear.weight.tobytes() for block in blocks]
+    assert len(set(weights)) == depth, "blocks that start equal"
+    x, scales = jax.random.normal(jax.random.key(1), (5, 6)), jnp.linspace(0.1, 1.0, depth)
+
+    def loop(blocks: list[Scaling], x: jax.Array) -> jax.Array:
+        for block, scale in zip(blocks, scales, strict=True):
+            x = block(x, scale)
+        return x
+
+    frozen = eqx.nn.inference_mode(stack)
+    assert str(jax.make_jaxpr(lambda x: frozen(x, xs=(scales,)))(x)).count(" scan[") == (whole > 0)
+    np.testing.assert_allclose(frozen(x, xs=(scales,)), loop([*frozen], x), rtol=1e-6, atol=1e-6)
+    gradient = jax.grad(lambda x: jnp.sum(frozen(x, xs=(scales,)) ** 2))(x)
+    np.testing.assert_allclose(gradient, jax.grad(lambda x: jnp.sum(loop([*frozen], x) ** 2))(x), rtol=1e-4, atol=1e-5)
+
+
+def test_periodic_stack_gives_every_block_a_key_of_its_own() -> None:
+    stack = PeriodicStack.build(make_alternating, 8, 3, key=jax.random.key(0))
+    kept = []
+    for index in range(8):
+        scales = jnp.zeros(8).at[index].set(1.0)  # every other block leaves x as it is
+        out = stack(jnp.ones((5, 6)), xs=(scales,), key=jax.random.key(1))
+        kept.append(np.asarray(out != 1).tobytes())
+    assert len(set(kept)) == 8
+    with pytest.raises(ValueError, match="got no key"):
+        stack(jnp.ones((5, 6)), xs=(jnp.ones(8),))
+
+
+def test_periodic_stack_is_a_sequence() -> None:
+    stack = PeriodicStack.build(make_alternating, 8, 3, key=jax.random.key(0))
+    assert eqx.tree_equal(stack[-1], stack.rest[1])
+    assert eqx.tree_equal(stack[4], stack[-4])
+    with pytest.raises(IndexError):
+        stack[8]
+
+
 def test_stack_compiles_once_when_called_eagerly() -> None:
     traces = []
 
@@ -105,7 +172,7 @@ def test_stack_threads_state_through_its_blocks() -> None:
     def batched(call: Any) -> Any:
         return jax.vmap(call, in_axes=(0, None), out_axes=(0, None), axis_name=BATCH_AXIS)
 
-    scanned, after = batched(lambda x, state: stack.with_state(x, state, scanned=(scales,)))(images, state)
+    scanned, after = batched(lambda x, state: stack.with_state(x, state, xs=(scales,)))(images, state)
     expected, statistics = images, []
     for index, block in enumerate(stack):
         call = batched(lambda x, state, block=block, index=index: block(x, state, scales[index]))
@@ -204,56 +271,106 @@ def test_attend_against_the_formula() -> None:
     np.testing.assert_allclose(found, np.einsum("hqk,khd->qhd", weights, value), rtol=1e-5, atol=1e-6)
 
 
-def test_attention_in_pieces_is_that_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = jax.random.split(jax.random.key(0), 5)
-    query, key, value = (jax.random.normal(k, (n, 3, 4)) for k, n in zip(keys, (70, 9, 9), strict=False))
-    bias, mask = jax.random.normal(keys[3], (3, 70, 9)), jax.random.bernoulli(keys[4], 0.7, (1, 70, 9))
+# Functions whose CPU form differs from the plain one, and the shapes of their arguments.
+KERNELS: dict[str, tuple[Callable[..., Array], list[tuple[int, ...]]]] = {
+    "softmax": (kernels.softmax, [(2, 3, 5)]),
+    "per_image": (lambda bias, x: x * jnp.broadcast_to(kernels.per_image(bias, x), x.shape), [(3, 5), (3, 5)]),
+    "attend": (functools.partial(attend, max_scores=0), [(140, 3, 4), (9, 3, 4), (9, 3, 4)]),
+    "attend, wider values": (functools.partial(attend, max_scores=0), [(140, 3, 4), (9, 3, 4), (9, 3, 5)]),
+    "attend, bias": (
+        lambda query, key, value, bias: attend(query, key, value, bias=bias, scale=0.3, max_scores=0),
+        [(140, 3, 4), (9, 3, 4), (9, 3, 4), (1, 140, 9)],
+    ),
+    "attend, mask": (
+        lambda query, key, value, noise: attend(query, key, value, mask=noise > -0.5, max_scores=0),
+        [(140, 3, 4), (9, 3, 4), (9, 3, 4), (3, 140, 9)],
+    ),
+    "map_queries without default": (
+        lambda query, key: kernels.map_queries(
+            lambda query, bias, mask, _: attend(query, key, key), query, None, None, None, default=None
+        ),
+        [(140, 3, 4), (9, 3, 4)],
+    ),
+    "map_rows": (lambda x, w: kernels.map_rows(lambda x, _: jnp.sin(x) @ w, x, None, 4), [(7, 5, 3), (3, 3)]),
+    "map_windows": (lambda x, w: kernels.map_windows(lambda x, _: jnp.sin(x) @ w, x, None), [(6, 5, 3), (3, 3)]),
+    "depthwise": (
+        functools.partial(convolve, stride=(2, 1), padding=((1, 0), (2, 2)), groups=4),
+        [(7, 8, 4), (8, 1, 3, 5)],
+    ),
+    "depthwise, stride of the kernel": (
+        functools.partial(convolve, stride=(2, 3), groups=4),
+        [(5, 7, 4), (8, 1, 2, 3)],
+    ),
+    "max_pool": (lambda x: kernels.max_pool(x, 3, 2, (0, 1)), [(6, 8, 3)]),
+    "scale_about_mean": (kernels.scale_about_mean, [(5, 4, 3), (3,), (3,), (3,)]),
+    "mean_square_about": (lambda x: kernels.mean_square_about(x, jnp.mean(x, axis=(0, 1))), [(5, 4, 3)]),
+}
 
-    def loss(query: Any, key: Any, value: Any, bias: Any) -> Any:
-        return jnp.sum(jnp.sin(attend(query, key, value, bias=bias, mask=mask)))
 
-    arrays = (query, key, value, bias)
-    whole = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))(*arrays)
-    monkeypatch.setattr("eqx_vit.layers.attention.LARGE", 0)
-    jaxpr = jax.make_jaxpr(lambda *arrays: loss(*arrays))(*arrays)
-    assert "scan" in {equation.primitive.name for equation in jaxpr.eqns}
-    pieces = jax.jit(jax.value_and_grad(lambda *arrays: loss(*arrays), argnums=(0, 1, 2, 3)))(*arrays)
-    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(pieces), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_are_the_plain_formulation(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values, gradients and tangents of the gradients, which show custom derivatives, of one image and of a batch."""
+    monkeypatch.setattr(kernels, "MAX_HIDDEN", 16)
+    function, shapes = KERNELS[kernel]
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    arrays = [jax.random.normal(key, (2, *shape)) for key, shape in zip(keys, shapes, strict=True)]
+    used = []
+
+    def results(choice: str) -> Any:
+        def choose(*operands: Any, **branches: Callable[..., Any]) -> Any:
+            used.append(choice)
+            return branches[choice](*operands)
+
+        monkeypatch.setattr(kernels, "choose_by_backend", choose)
+        batched = jax.vmap(lambda *arrays: function(*arrays))
+        gradient = jax.grad(lambda arrays: jnp.sum(jnp.sin(batched(*arrays))))
+        return jax.jit(lambda: (batched(*arrays), jax.jvp(gradient, (arrays,), (arrays,))))()
+
+    cpu, default = jax.tree.leaves(results("cpu")), jax.tree.leaves(results("default"))
+    assert set(used) == {"cpu", "default"}
+    for one, other in zip(cpu, default, strict=True):
+        assert np.all(np.isfinite(one))
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_mlp_in_pieces_is_that_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    mlp = MLP(3, 4, key=jax.random.key(0))
-    x = jax.random.normal(jax.random.key(1), (7, 5, 3))  # 35 positions: the last piece is padded
-
-    def results() -> Any:
-        loss = eqx.filter_value_and_grad(lambda both: jnp.sum(jnp.sin(both[0](both[1]))))
-        return eqx.filter_jit(loss)((mlp, x))
-
-    whole = results()
-    monkeypatch.setattr("eqx_vit.layers.mlp.PIECE", 16)
-    assert "scan" in str(jax.make_jaxpr(mlp)(x))
-    assert eqx.tree_equal(whole, results(), rtol=1e-5, atol=1e-5)
+def test_a_backend_gets_its_own_branch_when_lowering() -> None:
+    choose = jax.jit(lambda x: kernels.choose_by_backend(x, cpu=jnp.sin, default=jnp.cos))
+    for platform, present, absent in (("cpu", "sine", "cosine"), ("cuda", "cosine", "sine"), ("tpu", "cosine", "sine")):
+        text = jax.export.export(choose, platforms=[platform])(jnp.ones(3)).mlir_module()
+        assert f"stablehlo.{present}" in text
+        assert f"stablehlo.{absent}" not in text
 
 
-def test_mlp_in_pieces_draws_a_dropout_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eqx_vit.layers.mlp.PIECE", 16)
+def test_a_cpu_maps_chunks() -> None:
+    """On this machine's CPU, by `attend` itself: a loop, and the numbers of all queries at once."""
+    query, key, value = (jax.random.normal(jax.random.key(n), (n, 3, 4)) for n in (70, 9, 9))
+    chunked = functools.partial(attend, max_scores=0)
+    assert "scan" in str(jax.make_jaxpr(chunked)(query, key, value))
+    np.testing.assert_allclose(jax.jit(chunked)(query, key, value), attend(query, key, value), atol=1e-5)
+
+
+def test_mlp_in_chunks_draws_a_dropout_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "MAX_HIDDEN", 16)
     mlp = MLP(3, 4, dropout=0.5, key=jax.random.key(0))
     out = mlp(jnp.ones((40, 3)), key=jax.random.key(1))
     first, second = out[:4], out[4:8]
     assert not jnp.array_equal(first, second)
 
 
-def test_attention_in_pieces_draws_a_dropout_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eqx_vit.layers.attention.LARGE", 0)
+def test_attention_in_chunks_draws_a_dropout_for_each() -> None:
     ones = jnp.ones((256, 1, 1))
-    mixed = attend(ones, ones, ones, dropout=Dropout(0.5), dropout_key=jax.random.key(0))
-    assert len(np.unique(mixed[:128])) > 1
-    assert not np.array_equal(mixed[:128], mixed[128:])
-    assert abs(float(jnp.mean(mixed)) - 1) < 0.05
+    attended = attend(ones, ones, ones, dropout=Dropout(0.5), dropout_key=jax.random.key(0), max_scores=0)
+    assert len(np.unique(attended[:128])) > 1
+    assert not np.array_equal(attended[:128], attended[128:])
+    assert abs(float(jnp.mean(attended)) - 1) < 0.05
 
 
-def test_a_stack_keeps_what_is_dear_and_no_activation() -> None:
+def test_truncated_normals_have_no_outliers() -> None:
+    """Cut at -2, far out, one draw in 2 ** 23 of `jax.random.truncated_normal` is the cut itself."""
+    assert np.abs(truncated_normal(0.02)(jax.random.key(0), (2**25,))).max() < 0.12
+
+
+def test_a_stack_saves_products_and_no_activation() -> None:
     """The arrays that the scan of a gradient stacks for the backward pass: of hidden width only the product."""
     stack = Stack.build(lambda key: MLP(5, 7, key=key), 3, key=jax.random.key(0))
     step = jax.make_jaxpr(jax.grad(lambda x: jnp.sum(stack(x))))(jnp.ones((2, 5)))
@@ -314,12 +431,10 @@ def test_convolution_and_its_gradients_are_those_of_xla(
         y = jax.vmap(lambda x: function(x, weight))(x)
         return jnp.sum(jnp.sin(y)), y
 
-    ours = lambda x, weight: convolve(x, weight, stride=stride, padding=padding, groups=groups)
-    theirs = lambda x, weight: convolved_by_xla(x, weight, stride, padding, groups)
+    ours = functools.partial(convolve, stride=stride, padding=padding, groups=groups)
+    theirs = functools.partial(convolved_by_xla, stride=stride, padding=padding, groups=groups)
     found, expected = (
-        jax.jit(jax.value_and_grad(lambda x, weight: summed(function, x, weight), argnums=(0, 1), has_aux=True))(
-            x, weight
-        )
+        jax.jit(jax.value_and_grad(functools.partial(summed, function), argnums=(0, 1), has_aux=True))(x, weight)
         for function in (ours, theirs)
     )
     for mine, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -332,8 +447,8 @@ def test_depthwise_tangent_is_that_of_xla() -> None:
         jax.random.normal(jax.random.key(1), (2, 4, 1, 3, 5)),
     )
     stride, padding = (2, 1), ((1, 0), (2, 2))
-    ours = lambda x, weight: convolve(x, weight, stride=stride, padding=padding, groups=4)
-    theirs = lambda x, weight: convolved_by_xla(x, weight, stride, padding, 4)
+    ours = functools.partial(convolve, stride=stride, padding=padding, groups=4)
+    theirs = functools.partial(convolved_by_xla, stride=stride, padding=padding, groups=4)
     found, expected = (jax.jvp(function, (x[0], weight[0]), (x[1], weight[1])) for function in (ours, theirs))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 

@@ -5,6 +5,7 @@ import functools
 import inspect
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -18,11 +19,16 @@ from tiny import TINY, compiled_model, tiny_size
 
 import eqx_vit
 from eqx_vit import MODELS
-from eqx_vit.layers import Stack, is_live
+from eqx_vit.layers import Stack, dropout_active
+from eqx_vit.model import FixedSizeConfig, StatefulImageModel
 from eqx_vit.paths import named_leaves, named_statistics, with_named_statistics
+from eqx_vit.testing import image_size_of, shapes
 
 # Parameters that no gradient can reach, as name patterns with the reason.
 WITHOUT_GRADIENT: dict[str, dict[str, str]] = {}
+
+# The rows of the shape tables whose numbers are tested: those of `features`, one a branch, and of the logits.
+STATED = re.compile("(norm|features)(, .*)?|head")
 
 every_model = pytest.mark.parametrize("name", MODELS)
 
@@ -103,10 +109,10 @@ def test_trains_under_jit_without_retracing(name: str) -> None:
     assert logits.shape == (2, config.num_classes)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((logits, after, gradients)))
     np.testing.assert_array_equal(logits, again)
-    if is_live(model):
+    if dropout_active(model):
         assert not np.array_equal(logits, other)
-    for mean in (value for key, value in named_statistics(model, after).items() if key.endswith("running_mean")):
-        assert np.any(mean)
+    for key, statistic in named_statistics(model, after).items():
+        assert not key.endswith("running_mean") or np.any(np.asarray(statistic)), key
 
 
 @compiled_model
@@ -122,7 +128,7 @@ def test_every_parameter_receives_gradient(name: str) -> None:
 
     without = WITHOUT_GRADIENT.get(name, {})
     found = named_leaves(eqx_vit.trainable(gradients(model)))
-    dead = [leaf for leaf, array in found.items() if not np.any(array)]
+    dead = [leaf for leaf, array in found.items() if not np.any(np.asarray(array))]
     assert {leaf for leaf in dead if not any(re.fullmatch(pattern, leaf) for pattern in without)} == set()
     for pattern in without:
         assert any(re.fullmatch(pattern, leaf) for leaf in found), f"{pattern} names no parameter"
@@ -139,9 +145,7 @@ def test_inference_is_deterministic_and_per_image(name: str) -> None:
     np.testing.assert_allclose(with_key, logits, rtol=1e-4, atol=1e-4)
     swapped, _ = forward(model, state, images[::-1])
     np.testing.assert_allclose(swapped[::-1], logits, rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(
-        *(np.asarray(jax.tree.leaves(tree)[0]) for tree in [(logits, state), (logits, after)])
-    )
+    assert eqx.tree_equal(state, after)
     text = str(jax.make_jaxpr(lambda images: eqx_vit.forward(model, state, images)[0])(images))
     assert "random_bits" not in text
     assert "threefry" not in text
@@ -151,7 +155,7 @@ def test_inference_is_deterministic_and_per_image(name: str) -> None:
 def test_live_dropout_needs_a_key(name: str) -> None:
     config = with_rates(TINY[name], 0.5)
     model, state = eqx.filter_eval_shape(eqx.nn.make_with_state(MODELS[name].model), config, key=jax.random.key(0))
-    if not is_live(model):
+    if not dropout_active(model):
         pytest.skip("no rate to set")
     with pytest.raises(ValueError, match=r"pass key=jax.random.key\(...\).*inference_mode\(model\)"):
         eqx.filter_eval_shape(eqx_vit.forward, model, state, images_for(name))
@@ -162,7 +166,7 @@ def test_wrong_images_are_refused_with_the_way_out(name: str) -> None:
     config = TINY[name]
     model, state = drawn(name)
     (height, width), channels = tiny_size(name), config.channels
-    rest = (state,) if isinstance(model, eqx.nn.StatefulLayer) else ()
+    rest = (state,) if isinstance(model, StatefulImageModel) else ()
     image = np.zeros((height, width, channels), np.float32)
     wrong = {
         r"looks channels-first, use jnp.moveaxis\(image, 0, -1\)": np.moveaxis(image, -1, 0),
@@ -172,23 +176,27 @@ def test_wrong_images_are_refused_with_the_way_out(name: str) -> None:
         "given dtype uint8: scale it first": image.astype(np.uint8),
         "given a list: convert it": image.tolist(),
     }
+    if type(config).check_image_size is FixedSizeConfig.check_image_size:
+        wrong[f"this {type(model).__name__} takes images of"] = np.zeros((height + 1, width, channels), np.float32)
     for message, array in wrong.items():
-        with pytest.raises(ValueError, match=message):
-            model(array, *rest)
+        for call in (model, model.features, model.logits_pair):
+            with pytest.raises(ValueError, match=message):
+                call(array, *rest)
 
 
 @every_model
-def test_forward_refuses_what_is_no_batch(name: str) -> None:
+def test_forward_refuses_what_is_not_a_batch(name: str) -> None:
     model, state = drawn(name)
-    images = images_for(name)
+    images, wrong = images_for(name), dict[str, Any](state=None, key=0)
     with pytest.raises(ValueError, match="one image is a batch of one"):
         eqx_vit.forward(model, state, images[0])
     with pytest.raises(ValueError, match="key must be one random key"):
-        eqx_vit.forward(model, state, images, 0)
-    if isinstance(model, eqx.nn.StatefulLayer):
+        eqx_vit.forward(model, state, images, wrong["key"])
+    if isinstance(model, StatefulImageModel):
         with pytest.raises(ValueError, match="create"):
-            eqx_vit.forward(model, None, images)
-        bare = MODELS[name].model(TINY[name], key=jax.random.key(0))
+            eqx_vit.forward(model, wrong["state"], images)
+        make: Any = MODELS[name].model
+        bare = make(TINY[name], key=jax.random.key(0))
         with pytest.raises(ValueError, match="create"):
             eqx_vit.forward(bare, state, images)
         with pytest.raises(ValueError, match="BatchNorm is in training mode outside a batch"):
@@ -244,13 +252,27 @@ def test_wrong_configs_are_refused_by_field(name: str) -> None:
 @every_model
 def test_presets_have_the_exact_parameter_counts(name: str) -> None:
     row = MODELS[name]
-    source = inspect.getsource(inspect.getmodule(row.model))
+    source = Path(inspect.getfile(row.model)).read_text()
     for preset, config in row.presets.items():
         stated = re.search(rf'"{re.escape(preset)}":[^#]*# ([\d,]+)', source)
         assert stated, f"{preset} states no parameter count"
         model = eqx.filter_eval_shape(row.model, config, key=jax.random.key(0))
         assert eqx_vit.count_params(eqx.nn.delete_init_state(model)) == int(stated[1].replace(",", "")), preset
     assert set(row.weights) <= set(row.presets)
+
+
+@every_model
+def test_shapes_in_the_docstring_are_those_of_the_preset(name: str) -> None:
+    """A table has the columns step, shape, and that of one preset, whose name is in the header."""
+    row = MODELS[name]
+    lines = [re.split(r"\s{2,}", line.strip()) for line in (row.model.__doc__ or "").splitlines()]
+    header, *table = [cells for cells in lines if len(cells) == 3]
+    assert header[:2] == ["step", "shape"]
+    stated = {step: tuple(map(int, numbers.split())) for step, _, numbers in table if STATED.fullmatch(step)}
+    config = row.presets[header[2]]
+    features, logits = shapes(row.model, config, image_size_of(config))
+    assert stated.pop("head") == logits
+    assert list(stated.values()) == (list(features) if isinstance(features[0], tuple) else [features])
 
 
 @every_model
@@ -261,7 +283,8 @@ def test_fields_hold_what_their_annotations_say(name: str) -> None:
         with jaxtyped("context"):
             for field in dataclasses.fields(module):
                 value = getattr(module, field.name)
-                assert is_bearable(value, field.type), f"{path}.{field.name}: {value!r} is no {field.type}"
+                hint: Any = field.type
+                assert is_bearable(value, hint), f"{path}.{field.name}: {value!r} is not a {hint}"
 
 
 def modules(node: Any, path: str = "model") -> list[tuple[str, Any]]:
@@ -282,8 +305,8 @@ def modules(node: Any, path: str = "model") -> list[tuple[str, Any]]:
 def test_no_two_blocks_start_equal(name: str) -> None:
     model, _ = tiny(name)
     weights = [
-        np.asarray(leaf)
-        for path, leaf in named_leaves(model).items()
+        leaf
+        for path, leaf in jax.tree.map(np.asarray, named_leaves(model)).items()
         if path.endswith("weight") and leaf.ndim > 1 and np.std(leaf) > 0
     ]
     seen = [row.tobytes() for weight in weights for row in (weight if weight.ndim in (3, 5) else weight[None])]

@@ -1,6 +1,8 @@
-"""ViT against the golden files of timm, DeiT, transformers and google-research."""
+"""ViT beyond the tables: its tokens, its pair of heads and its position tables."""
 
+import traceback
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -9,77 +11,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
+from cases.vit import BASE, GOLDEN, TINY
 
 import eqx_vit
-from eqx_vit import ViT, ViTConfig
+from eqx_vit import ViT
 from eqx_vit.layers import resize_table
-from eqx_vit.testing import shapes
-
-BASE = ViTConfig(image_size=32, patch_size=8, num_classes=7, dim=48, depth=2, heads=3, mlp_dim=192)
-CASES = {
-    "vit-cls": (BASE, "timm"),
-    "vit-avg": (replace(BASE, pool="mean"), "timm"),
-    "vit-gap": (replace(BASE, pool="mean", class_token=False, pool_norm=False), "timm"),
-    "vit-reg4gap": (
-        replace(
-            BASE,
-            image_size=(32, 48),
-            pool="mean",
-            class_token=False,
-            register_tokens=4,
-            prefix_positions=False,
-            layer_scale=1e-5,
-        ),
-        "timm",
-    ),
-    "vit-clsreg2": (replace(BASE, register_tokens=2, layer_scale=1e-4), "timm"),
-    "vit-qknorm": (replace(BASE, patch_size=(8, 4), mlp_dim=120, qk_norm=True, qkv_bias=False), "timm"),
-    "vit-prenorm": (replace(BASE, pre_norm=True, prefix_positions=False), "timm"),
-    "vit-headdim": (replace(BASE, heads=4, dim_head=8), "timm"),
-    "vit-distilled": (replace(BASE, distillation=True), "timm"),
-    "vit-deit3": (replace(BASE, prefix_positions=False, layer_scale=1e-6), "official"),
-    "vit-hf": (replace(BASE, norm_eps=1e-12), "hf"),
-    "vit-jax-token": (replace(BASE, approximate_gelu=True), "flax"),
-    "vit-jax-gap-rep": (
-        ViTConfig(
-            image_size=(24, 40),
-            patch_size=8,
-            num_classes=6,
-            dim=32,
-            depth=2,
-            heads=4,
-            mlp_dim=96,
-            pool="mean",
-            class_token=False,
-            pool_norm=False,
-            representation_size=20,
-            approximate_gelu=True,
-        ),
-        "flax",
-    ),
-    "vit-eps": (replace(BASE, mlp_dim=96, qk_norm=True), "timm"),
-    "vit-eps-avg": (replace(BASE, mlp_dim=96, pool="mean", pre_norm=True), "timm"),
-    "vit-eps-hf": (replace(BASE, mlp_dim=96, norm_eps=1e-12), "hf"),
-}
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_golden(name: str) -> None:
-    golden_files.check(name, *CASES[name])
+from eqx_vit.layers.init import normal
+from eqx_vit.models import vit
+from eqx_vit.paths import named_leaves
 
 
 @pytest.mark.parametrize("name", ["vit-cls", "vit-gap", "vit-reg4gap", "vit-qknorm", "vit-distilled"])
 def test_features_are_the_golden_tokens(name: str) -> None:
-    golden, model, _ = golden_files.loaded(name, *CASES[name])
+    golden, model, _ = golden_files.loaded(name, *GOLDEN[name])
     tokens = eqx.filter_vmap(model.features)(golden.image_batch())
     golden_files.close(tokens, golden.arrays["aux/tokens"], 2e-5, name)
 
 
 def test_heads_are_the_golden_pair() -> None:
-    golden, model, _ = golden_files.loaded("vit-distilled", *CASES["vit-distilled"])
-    logits, distilled = eqx.filter_vmap(model.heads)(golden.image_batch())
+    golden, model, _ = golden_files.loaded("vit-distilled", *GOLDEN["vit-distilled"])
+    logits, distilled = eqx.filter_vmap(model.logits_pair)(golden.image_batch())
     golden_files.close(logits, golden.arrays["output_cls"], 2e-5, "output_cls")
     golden_files.close(distilled, golden.arrays["output_dist"], 2e-5, "output_dist")
 
@@ -100,75 +51,31 @@ def test_tables_resize_as_timm_and_hugging_face() -> None:
             golden_files.close(table, golden.arrays[f"{case}/{method}"][0], 2e-5, f"{case}/{method}")
 
 
-def test_initialisation_is_the_official_one() -> None:
-    config = replace(BASE, dim=192, heads=3, mlp_dim=768, depth=3)
-    model, _ = eqx_vit.create(config, key=jax.random.key(0))
-    block = model.blocks.block
-    limit = np.sqrt(6 / (192 + 192))
-    for weight in (block.attention.qkv.weight, block.attention.projection.weight):
-        assert np.abs(weight).max() <= limit
-        assert np.isclose(np.std(weight), limit / np.sqrt(3), rtol=0.02)
-    assert np.isclose(np.std(model.patch_embedding.linear.weight), 1 / np.sqrt(8 * 8 * 3), rtol=0.02)
-    assert np.isclose(np.std(block.mlp.expand.bias), 1e-6, rtol=0.1)
-    assert np.isclose(np.std(model.position_embedding), 0.02, rtol=0.1)
-    assert not np.any(model.head.weight)
-    assert not np.any(model.class_token)
+def test_few_calls_lie_between_the_model_and_the_product_of_queries_and_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    package, einsum = str(Path(eqx_vit.__file__).parent), jnp.einsum
+    stacks = []
 
+    def record(subscripts: str, *operands: Any, **options: Any) -> Any:
+        if subscripts == "hqd,hkd->hqk":
+            stacks.append([frame for frame in traceback.extract_stack() if frame.filename.startswith(package)])
+        return einsum(subscripts, *operands, **options)
 
-@given(
-    grid=st.tuples(st.integers(1, 6), st.integers(1, 6)),
-    patch_size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
-    heads=st.integers(1, 4),
-    depth=st.integers(1, 3),
-    channels=st.integers(1, 4),
-    registers=st.integers(0, 3),
-    pool=st.sampled_from(["cls", "mean"]),
-)
-def test_shapes(
-    grid: tuple[int, int],
-    patch_size: tuple[int, int],
-    heads: int,
-    depth: int,
-    channels: int,
-    registers: int,
-    pool: Any,
-) -> None:
-    image_size = (grid[0] * patch_size[0], grid[1] * patch_size[1])
-    config = ViTConfig(
-        image_size=image_size,
-        patch_size=patch_size,
-        num_classes=5,
-        dim=8 * heads,
-        depth=depth,
-        heads=heads,
-        mlp_dim=16,
-        channels=channels,
-        register_tokens=registers,
-        pool=pool,
-    )
-    features, logits = shapes(ViT, config, image_size)
-    assert features == (1 + registers + grid[0] * grid[1], 8 * heads)
-    assert logits == (5,)
-
-
-@given(patch_size=st.integers(2, 16), size=st.integers(1, 64))
-def test_images_that_do_not_split_into_patches_are_refused(patch_size: int, size: int) -> None:
-    assume(size % patch_size)
-    with pytest.raises(ValueError, match=f"image_size {size} is not a multiple of {patch_size}: use "):
-        replace(BASE, image_size=size, patch_size=patch_size)
-
-
-def test_seed_call_has_the_official_structure() -> None:
-    config = ViTConfig(
-        image_size=256,
-        patch_size=32,
-        num_classes=1000,
-        dim=1024,
-        depth=6,
-        heads=16,
-        mlp_dim=2048,
-        dropout=0.1,
-        emb_dropout=0.1,
-    )
+    monkeypatch.setattr(jnp, "einsum", record)
+    config = replace(TINY, dim=20, heads=5)  # that nothing else has traced
     model = eqx.filter_eval_shape(ViT, config, key=jax.random.key(0))
-    assert eqx_vit.count_params(model) == 54_640_616
+    eqx.filter_eval_shape(eqx.nn.inference_mode(model), jnp.zeros((16, 16, 3)))
+    assert stacks
+    for frames in stacks:
+        assert frames[0].name == "__call__"
+        assert len(frames) - 1 <= 6, traceback.format_list(frames)
+
+
+def test_every_layer_has_a_key_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn from one distribution, heads start equal where they share a key."""
+    for name in ("constant", "lecun_normal", "xavier_uniform"):
+        monkeypatch.setattr(vit, name, lambda *_: normal(1.0))
+    for changes in ({"representation_size": 16}, {"distillation": True}):
+        model = ViT(replace(TINY, num_classes=16, mlp_dim=16, **changes), key=jax.random.key(0))
+        leaves = jax.tree.leaves(jax.tree.map(np.asarray, named_leaves(model)))
+        weights = [leaf.reshape(-1)[:16] for leaf in leaves if np.std(leaf)]
+        assert len(np.unique(weights, axis=0)) == len(weights)

@@ -24,33 +24,33 @@ import eqx_vit
 from eqx_vit import MODELS
 from eqx_vit.cli import main as command_line
 from eqx_vit.counting import multiply_adds
-from eqx_vit.create import preset
+from eqx_vit.create import make_skeleton
 from eqx_vit.files import read_arrays, write_arrays
 from eqx_vit.layers import resize_grid, resize_grid_corners
 from eqx_vit.paths import named_leaves, named_statistics
-from eqx_vit.surface import build
+from eqx_vit.registry import find_preset
 from eqx_vit.weights import export, load_state_dict, preprocessing, read_weights, to_state_dict
+from eqx_vit.weights.checkpoints import find_checkpoints
 from eqx_vit.weights.convert import convert, main, weights_in
 from eqx_vit.weights.hub import fetch, url_cache
-from eqx_vit.weights.names import NAMES, today
+from eqx_vit.weights.names import canonical_name, name_map
 
 KEY = jax.random.key(0)
-MAPS = [(name, source) for name, row in MODELS.items() for source in NAMES[row.config]]
+MAPS = [(name, source) for name, config in TINY.items() for source in find_checkpoints(config).names]
 VIT = eqx_vit.ViTConfig(image_size=16, patch_size=4, num_classes=5, dim=8, depth=2, heads=2, mlp_dim=12)
 EXPRESSIBLE = {("patch_merger", "vit_pytorch"): {"patch_norm": True}}  # what a layout cannot do without
 
 
-def skeleton(config: Any) -> tuple[Any, Any]:
-    """The model and state of a config with shapes in place of arrays: nothing is compiled."""
-    return eqx.filter_eval_shape(build, config, KEY)
-
-
 def filled(config: Any, seed: int = 0) -> tuple[Any, Any]:
-    """The model and state of a config with random arrays, made by numpy."""
+    """The model and state of a config with random arrays, made by numpy: nothing is compiled."""
     random = np.random.default_rng(seed)
-    model, state = skeleton(config)
-    draw = lambda leaf: jnp.asarray(random.standard_normal(leaf.shape).astype(leaf.dtype))
-    return jax.tree.map(lambda leaf: draw(leaf) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf, (model, state))
+
+    def draw(leaf: Any) -> Any:
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jnp.asarray(random.standard_normal(leaf.shape).astype(leaf.dtype))
+        return leaf
+
+    return jax.tree.map(draw, make_skeleton(config))
 
 
 def leaves_of(model: Any, state: Any) -> dict[str, Any]:
@@ -86,8 +86,8 @@ def test_every_preset_is_covered_by_the_layout_of_its_weights(name: str) -> None
         assert preprocessing(preset_name).image_size == ((sized, sized) if isinstance(sized, int) else sized)
         switches = tuple(value if isinstance(value, bool) else value is None for value in dataclasses.astuple(config))
         if switches not in seen:  # presets that differ in sizes alone have the same names
-            names = {getattr(rule, "ours", None) for rule in NAMES[row.config][source.layout](config)}
-            assert set(leaves_of(*skeleton(config))) <= names, preset_name
+            names = {rule.beside for rule in name_map(config, source.layout)}
+            assert set(leaves_of(*make_skeleton(config))) <= names, preset_name
         seen.add(switches)
 
 
@@ -114,12 +114,12 @@ GOOGLE = {
 
 def test_older_spellings_are_known() -> None:
     for names, source in ((OLDER, "hf"), (GOOGLE, "flax")):
-        assert {name: today(VIT, source, name) for name in names} == names
-    assert today(VIT, "timm", "module.blocks.0.gamma_2") == "blocks.0.ls2.gamma"
-    assert today(TINY["cait"], "timm", "module.blocks.0.gamma_2") == "blocks.0.gamma_2"
-    assert today(TINY["pit"], "timm", "pools.1.conv.bias") == "transformers.2.pool.conv.bias"
-    assert today(TINY["cross_vit"], "timm", "cls_token.1") == "cls_token_1"
-    assert today(TINY["levit"], "timm", "stages.0.blocks.1.attn.attention_bias_idxs") is None
+        assert {name: canonical_name(VIT, source, name) for name in names} == names
+    assert canonical_name(VIT, "timm", "module.blocks.0.gamma_2") == "blocks.0.ls2.gamma"
+    assert canonical_name(TINY["cait"], "timm", "module.blocks.0.gamma_2") == "blocks.0.gamma_2"
+    assert canonical_name(TINY["pit"], "timm", "pools.1.conv.bias") == "transformers.2.pool.conv.bias"
+    assert canonical_name(TINY["cross_vit"], "timm", "cls_token.1") == "cls_token_1"
+    assert canonical_name(TINY["levit"], "timm", "stages.0.blocks.1.attn.attention_bias_idxs") is None
 
 
 def test_one_report_names_every_problem_and_nothing_changes() -> None:
@@ -293,7 +293,7 @@ BAD_SAFETENSORS = {
 def test_bad_safetensors_are_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / "bad.safetensors"
     path.write_bytes(BAD_SAFETENSORS[name])
-    with pytest.raises(ValueError, match="is no safetensors file, or a damaged one"):
+    with pytest.raises(ValueError, match="is damaged, or not a safetensors file"):
         read_weights(path)
 
 
@@ -346,7 +346,7 @@ BAD_NPZ = {
 def test_bad_npz_are_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / "bad.npz"
     path.write_bytes(BAD_NPZ[name])
-    with pytest.raises(ValueError, match=r"is no \.npz file of weights, or a damaged one"):
+    with pytest.raises(ValueError, match=r"is damaged, or not an \.npz file of weights"):
         read_weights(path)
 
 
@@ -432,7 +432,9 @@ def test_pickles_are_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
             raise RuntimeError("Unsupported operand 149\nmore")
         return {"model": {"module.a": Tensor(ONES)}, "optimizer": {"step": 3}}
 
-    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(load=load, Tensor=Tensor, bfloat16="bfloat16"))
+    torch = types.ModuleType("torch")
+    torch.__dict__.update(load=load, Tensor=Tensor, bfloat16="bfloat16")
+    monkeypatch.setitem(sys.modules, "torch", torch)
     file, out = tmp_path / "a.pth", tmp_path / "a.safetensors"
     file.write_bytes(b"weights")
     assert main([str(file), str(out)]) == 0
@@ -536,7 +538,7 @@ def test_released_weights_come_from_the_cache(
         TINY_PRESET, pretrained=True, key=KEY, num_classes=3, image_size=8, channels=1, dropout=0.5
     )
     assert changed.config == dataclasses.replace(VIT, num_classes=3, image_size=8, channels=1, dropout=0.5)
-    np.testing.assert_array_equal(changed.norm.weight, model.norm.weight)
+    np.testing.assert_array_equal(named_leaves(changed)["norm.weight"], model.norm.weight)
     row = MODELS["vit"].weights
     good = dataclasses.replace(small_preset, sha256=hashlib.sha256(content).hexdigest())
     monkeypatch.setitem(row, TINY_PRESET, good)
@@ -593,7 +595,7 @@ def test_any_repository_of_timm_or_transformers(offline_cache: Path, tmp_path: P
     assert headed.config == dataclasses.replace(mine, num_classes=7)
     expected = preprocessing("hf-hub:me/mine")
     assert (expected.image_size, expected.mean, expected.crop, expected.classes) == ((8, 16), (0.1,), 1.0, 3)
-    with pytest.raises(ValueError, match="differs from the model asked for in \\['dim'"):
+    with pytest.raises(ValueError, match="differs from the requested model in \\['dim'"):
         eqx_vit.create(dataclasses.replace(VIT, dim=16), pretrained="hf-hub:me/mine", key=KEY)
     with pytest.raises(ValueError, match="not the name of a repository"):
         eqx_vit.create(TINY_PRESET, pretrained="hf-hub:a/b/c", key=KEY)
@@ -614,7 +616,8 @@ def test_any_repository_of_timm_or_transformers(offline_cache: Path, tmp_path: P
 def test_local_files_and_sources(tmp_path: Path, small_preset: Any) -> None:
     model, state = filled(VIT)
     write_arrays(tmp_path / "a.safetensors", to_state_dict(model, state, "timm"), {})
-    np.savez(tmp_path / "a.npz", **{f"opt/target/{k}": v for k, v in to_state_dict(model, state, "flax").items()})
+    older = {f"opt/target/{name}.npy": array for name, array in to_state_dict(model, state, "flax").items()}
+    (tmp_path / "a.npz").write_bytes(npz(older))
     for path in (tmp_path / "a.safetensors", str(tmp_path / "a.npz")):
         loaded = eqx_vit.create(TINY_PRESET, pretrained=path, key=KEY)
         assert_equal(leaves_of(*loaded), leaves_of(model, state))
@@ -651,7 +654,7 @@ def test_urls_are_downloaded_once(tmp_path: Path, offline_cache: Path, monkeypat
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(FileNotFoundError, match="the connection ended after 3 of 4 bytes"):
         fetch(url, "weights.npz")
-    with pytest.raises(FileNotFoundError, match="a web page that asks"):
+    with pytest.raises(FileNotFoundError, match="a web page, perhaps one that wants"):
         fetch(url, "weights.npz")
     assert not [path for path in url_cache().rglob("*") if path.is_file()]
     path = fetch(url, "weights.npz", sha256=hashlib.sha256(b"abcd").hexdigest())
@@ -696,7 +699,7 @@ def test_a_folder_for_timm_comes_back(tmp_path: Path, small_preset: Any) -> None
     folder = tmp_path / "mine"
     with pytest.raises(ValueError, match="needs architecture="):
         export(folder, model, state, target="timm")
-    with pytest.raises(ValueError, match="is no vit_tiny_patch16_224: it differs in patch_size, dim, depth"):
+    with pytest.raises(ValueError, match="is not a vit_tiny_patch16_224: it differs in patch_size, dim, depth"):
         export(folder, model, state, target="timm", architecture="vit_tiny_patch16_224")
     assert not folder.exists()
     rule = dataclasses.replace(preprocessing(TINY_PRESET), crop=0.7)
@@ -747,4 +750,4 @@ def test_folders_for_transformers(tmp_path: Path) -> None:
     ("name", "millions"), [("vit_tiny_patch16_224", 1_254), ("levit_128s", 305), ("pit_ti_224", 699)]
 )
 def test_multiply_adds_are_those_that_papers_count(name: str, millions: int) -> None:
-    assert round(multiply_adds(preset(name)) / 1e6) == millions
+    assert round(multiply_adds(find_preset(name)) / 1e6) == millions

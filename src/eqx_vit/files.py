@@ -6,15 +6,16 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 import ml_dtypes  # comes with jax
 import numpy as np
+from jaxtyping import Array
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a kill at any instant leaves either the old content or the new."""
-    unfinished = path.with_name(f".{path.name}.tmp")  # in the same folder: a rename across devices is no rename
+    unfinished = path.with_name(f".{path.name}.tmp")  # in the same folder: a rename works only within one device
     with open(unfinished, "wb") as file:
         file.write(content)
         file.flush()
@@ -22,7 +23,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     os.replace(unfinished, path)
 
 
-def write_arrays(path: Path, arrays: Mapping[str, Any], metadata: dict[str, str]) -> None:
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray | Array], metadata: dict[str, str]) -> None:
     """Write named arrays, and text beside them, as one safetensors file; atomic.
 
     **Raises:** `ImportError` where safetensors is not installed.
@@ -38,20 +39,19 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     Nothing in the file is trusted: its header must describe the rest of the file exactly, so that no more memory is
     taken than the file is large.
 
-    **Raises:** `ValueError` for what is no safetensors file, or a damaged one; `FileNotFoundError` for a missing one.
+    **Raises:** `ValueError` for a file that is damaged or not a safetensors file; `FileNotFoundError`.
     """
     check_regular_file(path)
     try:
         with open(path, "rb") as file:
-            header, start = _header(file, path.stat().st_size)
-            metadata = header.pop("__metadata__", {})
+            header, metadata, start = _read_header(file, path.stat().st_size)
             arrays = {}
-            for name, (dtype, shape, begin, end) in _entries(header, path.stat().st_size - start).items():
+            for name, (dtype, shape, begin, end) in _read_entries(header, path.stat().st_size - start).items():
                 file.seek(start + begin)
                 arrays[name] = array_of_bytes(file.read(end - begin), shape, dtype)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no safetensors file, or a damaged one: {error}") from error
-    return arrays, {str(name): str(text) for name, text in metadata.items()}
+        raise ValueError(f"{path} is damaged, or not a safetensors file: {error}") from error
+    return arrays, metadata
 
 
 def check_regular_file(path: Path) -> None:
@@ -96,26 +96,27 @@ _DTYPES = {
 }
 
 
-def _header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
-    """The header, and where the arrays begin."""
+def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, object], dict[str, str], int]:
+    """The header's description of each array, its metadata, and where the arrays begin."""
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or not 2 <= length <= min(size - 8, _LONGEST_HEADER):
         raise ValueError(f"its header would be {length} bytes long, the file has {size}")
-    header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_without_repeats)
-    if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
+    header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_refuse_repeats)
+    metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(metadata, dict):
         raise ValueError("its header is not a table of arrays")
-    return header, 8 + length
+    return header, {str(name): str(text) for name, text in metadata.items()}, 8 + length
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(dict(pairs)) != len(pairs):
         raise ValueError("its header names something twice")
     return dict(pairs)
 
 
-def _entries(header: dict[str, Any], size: int) -> dict[str, tuple[np.dtype, tuple[int, ...], int, int]]:
+def _read_entries(header: dict[str, object], size: int) -> dict[str, tuple[np.dtype, tuple[int, ...], int, int]]:
     """(dtype, shape, begin, end) of each array; together they cover the `size` bytes, none of them twice."""
-    entries = {name: _entry(name, fields) for name, fields in header.items()}
+    entries = {name: _read_entry(name, fields) for name, fields in header.items()}
     position = 0
     for name, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if begin != position:
@@ -126,7 +127,7 @@ def _entries(header: dict[str, Any], size: int) -> dict[str, tuple[np.dtype, tup
     return entries
 
 
-def _entry(name: str, fields: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
+def _read_entry(name: str, fields: object) -> tuple[np.dtype, tuple[int, ...], int, int]:
     match fields:
         case {"dtype": str(kind), "shape": list(shape), "data_offsets": [begin, end]} if kind in _DTYPES:
             numbers = [*shape, begin, end]
@@ -134,7 +135,7 @@ def _entry(name: str, fields: Any) -> tuple[np.dtype, tuple[int, ...], int, int]
                 if math.prod(shape) * _DTYPES[kind].itemsize == end - begin:
                     return _DTYPES[kind], tuple(shape), begin, end
                 raise ValueError(f"the array {name!r} of shape {shape} in {kind} cannot take {end - begin} bytes")
-    raise ValueError(f"the array {name!r} is described by {str(fields)[:200]}")
+    raise ValueError(f"the array {name!r} has the impossible description {str(fields)[:200]}")
 
 
 def _safetensors() -> ModuleType:

@@ -1,11 +1,10 @@
-"""A model and its state as one flat dict of named arrays: what files, name maps and the Flax door speak.
+"""A model and its state as one flat dict of named arrays: what files, name maps and the Flax API work with.
 
 A name is the path of attributes with dots, `blocks.block.attention.qkv.weight`; an array of a `Stack` carries the
 depth as its first axis. BatchNorm's statistics appear as `<path of the BatchNorm>.running_mean` and `.running_var`.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -13,28 +12,36 @@ from jaxtyping import Array, PyTree
 
 from eqx_vit.layers import BatchNorm
 
+Leaf = Array | jax.ShapeDtypeStruct  # an array, or the shape that stands for one under `eqx.filter_eval_shape`
 
-def is_array(leaf: Any) -> bool:
+
+def is_array(leaf: object) -> bool:
     """Whether the leaf is an array, or the shape that stands for one under `eqx.filter_eval_shape`."""
-    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
+    return isinstance(leaf, Leaf)
 
 
-def path_name(path: Any) -> str:
+def path_name(path: jax.tree_util.KeyPath) -> str:
     """A key path of JAX as a dotted name."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def named_leaves(model: PyTree) -> dict[str, Any]:
-    """Each array of the model (or the shape that stands for one) under its name; no BatchNorm statistics."""
+def named_leaves(model: PyTree) -> dict[str, Leaf]:
+    """Each array of the model under its name; no BatchNorm statistics."""
     arrays = eqx.filter(model, is_array)
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)}
 
 
-def named_statistics(model: PyTree, state: eqx.nn.State) -> dict[str, Any]:
-    """BatchNorm's running statistics under their names."""
-    statistics: dict[str, Any] = {}
+def named_statistics(model: PyTree, state: eqx.nn.State) -> dict[str, Leaf]:
+    """BatchNorm's running statistics under their names.
+
+    **Raises:** `ValueError` for a state that was not made with the model.
+    """
+    statistics: dict[str, Leaf] = {}
     for name, norm in batch_norms(model):
-        mean, variance = state.get(norm.statistics)
+        try:
+            mean, variance = state.get(norm.statistics)
+        except KeyError as error:
+            raise ValueError(f"the state lacks the statistics of {name}: it was not made with this model") from error
         statistics |= {f"{name}.running_mean": mean, f"{name}.running_var": variance}
     return statistics
 
@@ -49,11 +56,10 @@ def with_named_leaves(model: PyTree, leaves: Mapping[str, Array]) -> PyTree:
 
 def with_named_statistics(model: PyTree, state: eqx.nn.State, statistics: Mapping[str, Array]) -> eqx.nn.State:
     """The state with the named statistics in place of its own."""
+    merged = {**named_statistics(model, state), **statistics}
     state = state.substate(model)  # a copy: State invalidates what it is updated from
     for name, norm in batch_norms(model):
-        mean, variance = state.get(norm.statistics)
-        pair = (statistics.get(f"{name}.running_mean", mean), statistics.get(f"{name}.running_var", variance))
-        state = state.set(norm.statistics, pair)
+        state = state.set(norm.statistics, (merged[f"{name}.running_mean"], merged[f"{name}.running_var"]))
     return state
 
 

@@ -9,13 +9,12 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 START = time.perf_counter()  # before any framework is imported
 
-from calls import peer_library  # noqa: E402
-from sides import Measured, Side  # noqa: E402
+from calls import peer_library
+from sides import Measured, Side
 
 
 def make_side(name: str, options: argparse.Namespace) -> Side:
@@ -168,7 +167,10 @@ def main() -> None:
     options = read_options()
     if hasattr(os, "sched_setaffinity"):  # what XLA's CPU backend goes by; PyTorch is told
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
-    results: Callable[[], dict[str, Any]] = lambda: cold(options.side, options) if options.side else compared(options)
+
+    def results() -> dict[str, Any]:
+        return cold(options.side, options) if options.side else compared(options)
+
     with contextlib.redirect_stdout(sys.stderr):
         found = results()
     print(json.dumps(found))

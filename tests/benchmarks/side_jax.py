@@ -43,7 +43,7 @@ def flax_vit(setting: str, dtype: str) -> Side:
         rngs = None if key is None else {"dropout": key}
         return model.apply({"params": params}, images, train=key is not None, rngs=rngs), state
 
-    return _side(eqx_vit.surface.Transformed(init, apply), size, dtype)
+    return _side(eqx_vit.functional.Transformed(init, apply), size, dtype)
 
 
 class FlaxViT(nn.Module):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import eqx_vit
-from eqx_vit.create import changed, preset
+from eqx_vit.registry import change_config, find_preset
 from eqx_vit.testing import image_size_of
 from eqx_vit.weights import load_state_dict, to_state_dict
 from eqx_vit.weights.export import export
@@ -18,8 +18,8 @@ torch = pytest.importorskip("torch", reason="run by nox -s parity")
 timm = pytest.importorskip("timm", reason="run by nox -s parity")
 transformers = pytest.importorskip("transformers", reason="run by nox -s parity")
 
-from comparison import assert_equal, randomised, skeleton  # noqa: E402
-from test_transformers import build  # noqa: E402
+from comparison import assert_equal, randomised, skeleton
+from test_transformers import build
 
 pytestmark = pytest.mark.parity
 CLASSES = 7
@@ -85,7 +85,7 @@ def test_transformers_opens_an_exported_folder(name: str, tmp_path: Path) -> Non
 def _config(name: str, changes: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The preset with the changes and another number of classes, in both heads where there are two."""
     changes = _changes(changes) | ({"num_distill_classes": CLASSES} if name.startswith("levit") else {})
-    return changed(preset(name), changes), changes
+    return change_config(find_preset(name), changes), changes
 
 
 def _changes(changes: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from eqx_vit import MODELS
 pytest.importorskip("torch", reason="run by nox -s parity")
 timm = pytest.importorskip("timm", reason="run by nox -s parity")
 
-from comparison import Case, compare  # noqa: E402
-from timm.models.vision_transformer import Block, ParallelThingsBlock, VisionTransformer  # noqa: E402
+from comparison import Case, compare
+from timm.models.vision_transformer import Block, ParallelThingsBlock, VisionTransformer
 
 pytestmark = pytest.mark.parity
 

@@ -11,7 +11,7 @@ from eqx_vit.layers.config import per_stage
 pytest.importorskip("torch", reason="run by nox -s parity")
 transformers = pytest.importorskip("transformers", reason="run by nox -s parity")
 
-from comparison import Case, compare  # noqa: E402
+from comparison import Case, compare
 
 pytestmark = pytest.mark.parity
 

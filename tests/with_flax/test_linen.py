@@ -1,4 +1,4 @@
-"""The Flax door together with flax itself: `nox -s flax`. Skipped where flax is not installed."""
+"""The Flax API together with flax itself: `nox -s flax`. Skipped where flax is not installed."""
 
 import dataclasses
 from typing import Any
@@ -15,8 +15,10 @@ from eqx_vit import MODELS
 
 flax = pytest.importorskip("flax", reason="run by nox -s flax")
 
-from flax import linen, serialization, traverse_util  # noqa: E402
-from flax.training.train_state import TrainState  # noqa: E402
+linen, serialization, traverse_util = (
+    pytest.importorskip(f"flax.{name}") for name in ("linen", "serialization", "traverse_util")
+)
+TrainState = pytest.importorskip("flax.training.train_state").TrainState
 
 every_model = pytest.mark.parametrize("name", MODELS)
 KEYS = {"params": jax.random.key(1), "dropout": jax.random.key(2)}
@@ -29,7 +31,7 @@ def standard_promotion() -> Any:
         yield
 
 
-def door(name: str, rate: float = 0.0) -> Any:
+def describe(name: str, rate: float = 0.0) -> Any:
     fields = {field.name: getattr(TINY[name], field.name) for field in dataclasses.fields(TINY[name])}
     rates = {f.name: rate for f in dataclasses.fields(TINY[name]) if "drop" in f.name and f.type is float}
     return getattr(eqx_vit.flax, MODELS[name].model.__name__)(**(fields | rates))
@@ -50,7 +52,7 @@ def test_train_state_trains(name: str) -> None:
     class State(TrainState):
         rest: Any
 
-    v, images = door(name, 0.1), images_for(name)
+    v, images = describe(name, 0.1), images_for(name)
     variables = v.init(KEYS, images)
     params = variables.pop("params")
     state = State.create(apply_fn=v.apply, params=params, tx=optax.adam(1e-2), rest=variables)
@@ -76,7 +78,7 @@ def test_train_state_trains(name: str) -> None:
 
 @every_model
 def test_serialization_round_trips(name: str) -> None:
-    v, images = door(name), images_for(name)
+    v, images = describe(name), images_for(name)
     variables = v.init(KEYS, images)
     blank = jax.tree.map(jnp.zeros_like, variables)
     same(serialization.from_bytes(blank, serialization.to_bytes(variables)), variables)
@@ -89,7 +91,7 @@ def test_serialization_round_trips(name: str) -> None:
 
 @every_model
 def test_as_linen_is_a_submodule(name: str) -> None:
-    v, images = door(name, 0.2), images_for(name)
+    v, images = describe(name, 0.2), images_for(name)
 
     class Parent(linen.Module):
         @linen.compact
@@ -103,16 +105,16 @@ def test_as_linen_is_a_submodule(name: str) -> None:
     for collection, tree in own.items():
         (child,) = [inner for key, inner in variables[collection].items() if not key.startswith("Dense")]
         assert jax.tree.map(jnp.shape, child) == jax.tree.map(jnp.shape, tree)
-    call = lambda variables: parent.apply(
-        variables, images, train=True, rngs={"dropout": KEYS["dropout"]}, mutable=["batch_stats"]
+    rngs, mutable = {"dropout": KEYS["dropout"]}, ["batch_stats"]
+    logits, updates = jax.eval_shape(
+        lambda variables: parent.apply(variables, images, train=True, rngs=rngs, mutable=mutable), variables
     )
-    logits, updates = jax.eval_shape(call, variables)
     assert logits.shape == (4, 3)
     assert ("batch_stats" in updates) == ("batch_stats" in own)
 
 
 def test_as_linen_gives_the_same_numbers() -> None:
-    v, images = door("levit", 0.2), images_for("levit")
+    v, images = describe("levit", 0.2), images_for("levit")
     module = v.as_linen()
     variables = module.init(KEYS, images, train=False)
     assert jax.tree.map(jnp.shape, dict(variables)) == jax.tree.map(jnp.shape, v.init(KEYS, images))
@@ -131,7 +133,7 @@ def test_nnx_bridge() -> None:
     from flax import nnx
 
     images = images_for("levit")
-    model = nnx.bridge.ToNNX(door("levit", 0.2).as_linen(), rngs=nnx.Rngs(params=1, dropout=2))
+    model = nnx.bridge.ToNNX(describe("levit", 0.2).as_linen(), rngs=nnx.Rngs(params=1, dropout=2))
     nnx.bridge.lazy_init(model, images, train=False)
     assert model(images, train=False).shape == (4, 5)
     before = jax.tree.leaves(nnx.state(model, nnx.BatchStat))
@@ -149,7 +151,7 @@ def test_nnx_bridge() -> None:
 def test_orbax_saves_and_restores(tmp_path: Any) -> None:
     import orbax.checkpoint as ocp
 
-    variables = door("levit").init(KEYS, images_for("levit"))
+    variables = describe("levit").init(KEYS, images_for("levit"))
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "variables", variables)
         checkpointer.wait_until_finished()

@@ -1,4 +1,4 @@
-"""The Flax-shaped door: each architecture as a linen-like description with `init` and `apply` over plain dicts.
+"""The Flax API: each architecture as a linen-like description with `init` and `apply` over plain dicts.
 
     from eqx_vit.flax import CaiT
 
@@ -6,84 +6,23 @@
     variables = v.init({"params": key1, "dropout": key2}, images)
     logits = v.apply(variables, images, rngs={"dropout": key3})
 
-No flax is needed; where it is installed, the variables work with `TrainState`, `flax.serialization` and
-`flax.traverse_util`, and `v.as_linen()` is a true linen module.
+There is a class for every architecture of `eqx_vit.MODELS`, named as its model. No flax is needed; where it is
+installed, the variables work with `TrainState`, `flax.serialization` and `flax.traverse_util`, and `v.as_linen()` is a
+true linen module.
 """
 
-import eqx_vit
-from eqx_vit.flax.module import Bound as Bound
-from eqx_vit.flax.module import Module as Module
-from eqx_vit.flax.parts import SPT as SPT
-from eqx_vit.flax.parts import PatchMerger as PatchMerger
+from eqx_vit.flax.description import Bound as Bound, Description as Description, make_description as _make_description
+from eqx_vit.flax.parts import SPT as SPT, PatchMerger as PatchMerger
+from eqx_vit.registry import MODELS as _MODELS
 
 
-class ViT(Module, eqx_vit.ViTConfig):
-    """`eqx_vit.ViT` with `init` and `apply`."""
+# Not a loop over the table: type checkers take this for the type of every name that they do not find here.
+def __getattr__(name: str) -> type[Description]:
+    for row in _MODELS.values():
+        if row.model.__name__ == name:
+            return _make_description(name, row.config)
+    raise AttributeError(f"module 'eqx_vit.flax' has no attribute {name!r}")
 
 
-class SimpleViT(Module, eqx_vit.SimpleViTConfig):
-    """`eqx_vit.SimpleViT` with `init` and `apply`."""
-
-
-class CaiT(Module, eqx_vit.CaiTConfig):
-    """`eqx_vit.CaiT` with `init` and `apply`."""
-
-
-class CrossFormer(Module, eqx_vit.CrossFormerConfig):
-    """`eqx_vit.CrossFormer` with `init` and `apply`."""
-
-
-class CrossViT(Module, eqx_vit.CrossViTConfig):
-    """`eqx_vit.CrossViT` with `init` and `apply`."""
-
-
-class CvT(Module, eqx_vit.CvTConfig):
-    """`eqx_vit.CvT` with `init` and `apply`."""
-
-
-class DeepViT(Module, eqx_vit.DeepViTConfig):
-    """`eqx_vit.DeepViT` with `init` and `apply`."""
-
-
-class LeViT(Module, eqx_vit.LeViTConfig):
-    """`eqx_vit.LeViT` with `init` and `apply`."""
-
-
-class NesT(Module, eqx_vit.NesTConfig):
-    """`eqx_vit.NesT` with `init` and `apply`."""
-
-
-class ParallelViT(Module, eqx_vit.ParallelViTConfig):
-    """`eqx_vit.ParallelViT` with `init` and `apply`."""
-
-
-class ParallelViTHMLP(Module, eqx_vit.ParallelViTHMLPConfig):
-    """`eqx_vit.ParallelViTHMLP` with `init` and `apply`."""
-
-
-class PatchMergerViT(Module, eqx_vit.PatchMergerViTConfig):
-    """`eqx_vit.PatchMergerViT` with `init` and `apply`."""
-
-
-class PiT(Module, eqx_vit.PiTConfig):
-    """`eqx_vit.PiT` with `init` and `apply`."""
-
-
-class ScalableViT(Module, eqx_vit.ScalableViTConfig):
-    """`eqx_vit.ScalableViT` with `init` and `apply`."""
-
-
-class T2TViT(Module, eqx_vit.T2TViTConfig):
-    """`eqx_vit.T2TViT` with `init` and `apply`."""
-
-
-class TwinsSVT(Module, eqx_vit.TwinsSVTConfig):
-    """`eqx_vit.TwinsSVT` with `init` and `apply`."""
-
-
-class SmallDatasetViT(Module, eqx_vit.SmallDatasetViTConfig):
-    """`eqx_vit.SmallDatasetViT` with `init` and `apply`."""
-
-
-class RegionViT(Module, eqx_vit.RegionViTConfig):
-    """`eqx_vit.RegionViT` with `init` and `apply`."""
+def __dir__() -> list[str]:
+    return sorted([*globals(), *(row.model.__name__ for row in _MODELS.values())])

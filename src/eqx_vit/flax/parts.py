@@ -1,9 +1,8 @@
-"""The parts that stand alone in the Flax-shaped door: `SPT` and `PatchMerger`."""
+"""The parts that stand alone in the Flax API: `SPT` and `PatchMerger`."""
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,10 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 import eqx_vit
-from eqx_vit.flax.module import split_variables
-from eqx_vit.flax.rngs import params_key
+from eqx_vit.flax.description import split_variables
+from eqx_vit.flax.rngs import Rngs, params_key
+from eqx_vit.forward import Images
+from eqx_vit.functional import NestedDict, NestedMapping, flatten_and_check, unflatten
+from eqx_vit.layers.config import no_type_check
 from eqx_vit.paths import named_leaves, with_named_leaves
-from eqx_vit.surface import flat_checked, nested
+
+Tokens = Float[Array, "batch tokens dim"]
 
 
 @dataclass(frozen=True)
@@ -24,16 +27,19 @@ class SPT:
     dim: int
     patch_size: int | tuple[int, int]
 
-    def init(self, rngs: Any, images: Any) -> dict[str, Any]:
+    @no_type_check
+    def init(self, rngs: Rngs, images: Images | jax.ShapeDtypeStruct) -> NestedDict:
         """Fresh variables; of `images` only the channel count matters."""
         return _init(self._make(images), rngs)
 
-    def apply(self, variables: Any, images: Any, *, rngs: Any = None) -> Float[Array, "batch tokens dim"]:
+    @no_type_check
+    def apply(self, variables: NestedMapping, images: Images, *, rngs: Rngs | None = None) -> Tokens:
         """Tokens. Nothing is random: `rngs` is taken as linen takes it, and not used."""
         return _apply(self._make(images), variables, images)
 
-    def _make(self, images: Any) -> Callable[..., Any]:
-        return functools.partial(eqx_vit.SPT, self.dim, self.patch_size, channels=jnp.shape(images)[-1])
+    @no_type_check
+    def _make(self, images: Images | jax.ShapeDtypeStruct) -> Callable[..., eqx_vit.SPT]:
+        return functools.partial(eqx_vit.SPT, self.dim, self.patch_size, channels=images.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -43,26 +49,30 @@ class PatchMerger:
     dim: int
     num_tokens_out: int
 
-    def init(self, rngs: Any, tokens: Any) -> dict[str, Any]:
+    @no_type_check
+    def init(self, rngs: Rngs, tokens: Tokens | jax.ShapeDtypeStruct) -> NestedDict:
         """Fresh variables; `tokens` is not looked at."""
         return _init(self._make(), rngs)
 
-    def apply(self, variables: Any, tokens: Any, *, rngs: Any = None) -> Float[Array, "batch num_tokens_out dim"]:
+    @no_type_check
+    def apply(self, variables: NestedMapping, tokens: Tokens, *, rngs: Rngs | None = None) -> Tokens:
         """Merged tokens. Nothing is random: `rngs` is taken as linen takes it, and not used."""
         return _apply(self._make(), variables, tokens)
 
-    def _make(self) -> Callable[..., Any]:
+    def _make(self) -> Callable[..., eqx_vit.PatchMerger]:
         return functools.partial(eqx_vit.PatchMerger, self.dim, self.num_tokens_out)
 
 
-def _init(make: Callable[..., Any], rngs: Any) -> dict[str, Any]:
-    return {"params": nested(named_leaves(make(key=params_key(rngs))))}
+@no_type_check
+def _init(make: Callable[..., eqx.Module], rngs: Rngs) -> NestedDict:
+    return {"params": unflatten(named_leaves(make(key=params_key(rngs))))}
 
 
-def _apply(make: Callable[..., Any], variables: Any, batch: Any) -> Any:
+@no_type_check
+def _apply(make: Callable[..., eqx.Module], variables: NestedMapping, batch: Images | Tokens) -> Tokens:
     if jnp.ndim(batch) < 3:
         raise ValueError(f"apply takes a batch, given shape {jnp.shape(batch)}: one example is a batch of one")
     params, _ = split_variables(variables)
     skeleton = eqx.filter_eval_shape(make, key=jax.random.key(0))
-    leaves = flat_checked("params", nested(named_leaves(skeleton)), params)
+    leaves = flatten_and_check("params", unflatten(named_leaves(skeleton)), params)
     return jax.vmap(with_named_leaves(skeleton, leaves))(jnp.asarray(batch))

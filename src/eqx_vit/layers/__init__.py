@@ -1,43 +1,53 @@
 """Building blocks that know no paper: one concept a file."""
 
-from eqx_vit.layers.attention import Attention as Attention
-from eqx_vit.layers.attention import attend as attend
-from eqx_vit.layers.attention import attention_scores as attention_scores
-from eqx_vit.layers.attention import attention_values as attention_values
-from eqx_vit.layers.attention import attention_weights as attention_weights
-from eqx_vit.layers.attention import merge_heads as merge_heads
-from eqx_vit.layers.attention import split_heads as split_heads
-from eqx_vit.layers.batch_norm import BATCH_AXIS as BATCH_AXIS
-from eqx_vit.layers.batch_norm import BatchNorm as BatchNorm
+from eqx_vit.layers.attention import (
+    Attention as Attention,
+    attend as attend,
+    attention_scores as attention_scores,
+    attention_values as attention_values,
+    attention_weights as attention_weights,
+    merge_heads as merge_heads,
+    split_heads as split_heads,
+)
+from eqx_vit.layers.batch_norm import BATCH_AXIS as BATCH_AXIS, BatchNorm as BatchNorm
+from eqx_vit.layers.block import PreNormBlock as PreNormBlock, make_layer_scale as make_layer_scale
 from eqx_vit.layers.buffer import Buffer as Buffer
-from eqx_vit.layers.conv import Conv as Conv
-from eqx_vit.layers.conv import convolve as convolve
-from eqx_vit.layers.door import image_door as image_door
-from eqx_vit.layers.drop import Dropout as Dropout
-from eqx_vit.layers.drop import DropPath as DropPath
-from eqx_vit.layers.drop import is_live as is_live
-from eqx_vit.layers.drop import ramp as ramp
-from eqx_vit.layers.keys import split_or_none as split_or_none
-from eqx_vit.layers.linear import Linear as Linear
-from eqx_vit.layers.mlp import MLP as MLP
-from eqx_vit.layers.mlp import gelu as gelu
-from eqx_vit.layers.mlp import gelu_tanh as gelu_tanh
-from eqx_vit.layers.mlp import hard_swish as hard_swish
-from eqx_vit.layers.mlp import quick_gelu as quick_gelu
-from eqx_vit.layers.norm import LayerNorm as LayerNorm
-from eqx_vit.layers.norm import LayerScale as LayerScale
-from eqx_vit.layers.patch import PatchEmbedding as PatchEmbedding
-from eqx_vit.layers.patch import patchify as patchify
-from eqx_vit.layers.patch import unfold as unfold
+from eqx_vit.layers.conv import Conv as Conv, convolve as convolve
+from eqx_vit.layers.drop import (
+    NO_KEY_HINT as NO_KEY_HINT,
+    Dropout as Dropout,
+    DropPath as DropPath,
+    drop_path_schedule as drop_path_schedule,
+    dropout_active as dropout_active,
+)
+from eqx_vit.layers.keys import check_key as check_key, split_or_none as split_or_none, stack_or_none as stack_or_none
+from eqx_vit.layers.linear import (
+    Linear as Linear,
+    OutputProjection as OutputProjection,
+    add_bias as add_bias,
+    make_head as make_head,
+)
+from eqx_vit.layers.mlp import (
+    MLP as MLP,
+    gelu as gelu,
+    gelu_tanh as gelu_tanh,
+    hard_swish as hard_swish,
+    quick_gelu as quick_gelu,
+)
+from eqx_vit.layers.norm import LayerNorm as LayerNorm, LayerScale as LayerScale
+from eqx_vit.layers.patch import PatchEmbedding as PatchEmbedding, patchify as patchify, unfold as unfold
 from eqx_vit.layers.peg import PEG as PEG
-from eqx_vit.layers.pool import max_pool as max_pool
-from eqx_vit.layers.posemb import resize_grid as resize_grid
-from eqx_vit.layers.posemb import resize_grid_corners as resize_grid_corners
-from eqx_vit.layers.posemb import resize_table as resize_table
-from eqx_vit.layers.posemb import sincos_2d as sincos_2d
-from eqx_vit.layers.recompute import dear as dear
-from eqx_vit.layers.recompute import lean as lean
-from eqx_vit.layers.stack import Stack as Stack
-from eqx_vit.layers.window import from_windows as from_windows
-from eqx_vit.layers.window import relative_position_index as relative_position_index
-from eqx_vit.layers.window import to_windows as to_windows
+from eqx_vit.layers.pool import max_pool as max_pool, pool_tokens as pool_tokens
+from eqx_vit.layers.posemb import (
+    resize_grid as resize_grid,
+    resize_grid_corners as resize_grid_corners,
+    resize_table as resize_table,
+    sincos_2d as sincos_2d,
+)
+from eqx_vit.layers.remat import remat_except_saved as remat_except_saved, save_for_backward as save_for_backward
+from eqx_vit.layers.stack import PeriodicStack as PeriodicStack, Stack as Stack
+from eqx_vit.layers.window import (
+    from_windows as from_windows,
+    relative_position_index as relative_position_index,
+    to_windows as to_windows,
+)

@@ -1,37 +1,67 @@
 """Scaled dot-product attention, as pure functions and as the one ordinary module.
 
-Axes: queries, keys - positions in the sequences that ask and that are asked; heads; head_dim.
+Axes: queries, keys = positions that attend, and that are attended to; heads; head_dim.
 """
 
-from typing import Any
+import functools
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from eqx_vit.layers.drop import Dropout
+from eqx_vit.layers import kernels
+from eqx_vit.layers.drop import Dropout, dropout_active
 from eqx_vit.layers.init import Initializer, constant, truncated_normal
 from eqx_vit.layers.keys import split_or_none
-from eqx_vit.layers.linear import Linear
+from eqx_vit.layers.linear import Linear, OutputProjection
 from eqx_vit.layers.norm import LayerNorm
-from eqx_vit.layers.precision import wide_dtype
-from eqx_vit.layers.recompute import dear, lean, pieces
+from eqx_vit.layers.upcast import at_least_float32
 
-LARGE = 2**20  # scores of an image, 4 MiB
+Scale = float | Float[Array, ""] | Float[Array, " heads"] | None
+
+
+def attend(
+    query: Float[Array, "queries heads head_dim"],
+    key: Float[Array, "keys heads head_dim"],
+    value: Float[Array, "keys heads value_dim"],
+    *,
+    scale: Scale = None,
+    bias: Float[Array, "#heads queries keys"] | None = None,
+    mask: Bool[Array, "#heads queries keys"] | None = None,
+    dropout: Dropout | None = None,
+    dropout_key: PRNGKeyArray | None = None,
+    max_scores: int | None = kernels.MAX_SCORES,
+) -> Float[Array, "queries heads value_dim"]:
+    """`softmax(query @ key * scale + bias) @ value` per head (Vaswani et al., arXiv 1706.03762, section 3.2.1).
+
+    **Arguments:** `scale` defaults to `head_dim ** -0.5`; `bias` is added after scaling; where `mask` is False nothing
+    is attended to; `dropout` acts on the attention weights. Above `max_scores` scores an image, a CPU computes some
+    queries at a time, and other backends use `jax.nn.dot_product_attention`.
+    """
+    if max_scores is not None and query.shape[0] * query.shape[1] * key.shape[0] > max_scores:
+        return _attend_long(scale_query(query, scale), key, value, bias, mask, dropout, dropout_key)
+    queries, keys, values = (jnp.swapaxes(x, 0, 1) for x in (scale_query(query, scale), key, value))
+    scores = jnp.einsum("hqd,hkd->hqk", queries, keys, preferred_element_type=at_least_float32(query.dtype))
+    weights = attention_weights(scores, bias, mask)
+    weights = weights if dropout is None else dropout(weights, key=dropout_key)
+    return jnp.swapaxes(weights.astype(value.dtype) @ values, 0, 1)
+
+
+def scale_query(
+    query: Float[Array, "queries heads head_dim"], scale: Scale = None
+) -> Float[Array, "queries heads head_dim"]:
+    """`query * scale`, where `scale` defaults to `head_dim ** -0.5` and may differ by head."""
+    factor = jnp.asarray(query.shape[-1] ** -0.5 if scale is None else scale, dtype=query.dtype)
+    return query * jnp.broadcast_to(factor[..., None] if factor.ndim else factor, query.shape)
 
 
 def attention_scores(
-    query: Float[Array, "queries heads head_dim"],
-    key: Float[Array, "keys heads head_dim"],
-    scale: float | Float[Array, ""] | Float[Array, " heads"] | None = None,
+    query: Float[Array, "queries heads head_dim"], key: Float[Array, "keys heads head_dim"], scale: Scale = None
 ) -> Float[Array, "heads queries keys"]:
-    """`query @ key * scale` per head, in float32; `scale` defaults to `head_dim ** -0.5`, and may differ by head."""
-    factor = jnp.asarray(query.shape[-1] ** -0.5 if scale is None else scale, dtype=query.dtype)
-    factor = jnp.broadcast_to(factor[..., None] if factor.ndim else factor, query.shape)
-    wide = wide_dtype(query.dtype)
-    queries, keys = _heads_first(query * factor), _heads_first(key)
-    return jnp.einsum("hqd,hkd->hqk", queries, keys, preferred_element_type=wide)
+    """`query @ key * scale` per head, in float32, for attention that changes the scores before the softmax."""
+    queries, keys = jnp.swapaxes(scale_query(query, scale), 0, 1), jnp.swapaxes(key, 0, 1)
+    return jnp.einsum("hqd,hkd->hqk", queries, keys, preferred_element_type=at_least_float32(query.dtype))
 
 
 def attention_weights(
@@ -41,82 +71,41 @@ def attention_weights(
 ) -> Float[Array, "heads queries keys"]:
     """Softmax over the keys in float32; `bias` is added to the scores, and where `mask` is False the weight is 0."""
     if bias is not None:
-        scores = scores + jnp.broadcast_to(_per_image(bias, scores), scores.shape).astype(scores.dtype)
+        scores = scores + jnp.broadcast_to(kernels.per_image(bias, scores), scores.shape).astype(scores.dtype)
     if mask is not None:
         scores = jnp.where(jnp.broadcast_to(mask, scores.shape), scores, jnp.finfo(scores.dtype).min)
-    return _softmax(scores)
-
-
-def _per_image(
-    bias: Float[Array, "_heads queries keys"], scores: Float[Array, "heads queries keys"]
-) -> Float[Array, "_heads queries keys"]:
-    """The bias, multiplied by a one that each image has for itself, so that its gradient is a product over the batch.
-
-    XLA's CPU backend takes twenty times as long for the same sum over the first axis.
-    """
-    one = 1 + jnp.sum(jax.lax.stop_gradient(scores[:0]), dtype=bias.dtype)
-    product = jnp.matmul(one.reshape(1, 1), bias.reshape(1, -1), precision=jax.lax.Precision.HIGHEST)
-    return product.reshape(bias.shape)
-
-
-@jax.custom_jvp
-def _softmax(scores: Float[Array, "heads queries keys"]) -> Float[Array, "heads queries keys"]:
-    """Softmax whose backward pass keeps the weights alone: `jax.nn.softmax` keeps the exponentials too."""
-    exponentials = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
-    return exponentials / jnp.sum(exponentials, axis=-1, keepdims=True)
-
-
-@_softmax.defjvp
-def _softmax_jvp(
-    primals: tuple[Float[Array, "heads queries keys"]], tangents: tuple[Float[Array, "heads queries keys"]]
-) -> tuple[Float[Array, "heads queries keys"], Float[Array, "heads queries keys"]]:
-    (scores,), (tangent,) = primals, tangents
-    weights = _softmax(scores)
-    return weights, weights * (tangent - jnp.sum(weights * tangent, axis=-1, keepdims=True))
+    return kernels.softmax(scores)
 
 
 def attention_values(
     weights: Float[Array, "heads queries keys"], value: Float[Array, "keys heads value_dim"]
 ) -> Float[Array, "queries heads value_dim"]:
     """The weighted sums of the values, in their dtype."""
-    return _heads_first(weights.astype(value.dtype) @ _heads_first(value))
+    return jnp.swapaxes(weights.astype(value.dtype) @ jnp.swapaxes(value, 0, 1), 0, 1)
 
 
-def _heads_first(x: Float[Array, "first second head_dim"]) -> Float[Array, "second first head_dim"]:
-    """Positions and heads exchanged: left to `einsum`, the products come out transposed and take twice as long."""
-    return jnp.swapaxes(x, 0, 1)
-
-
-def attend(
+def _attend_long(
     query: Float[Array, "queries heads head_dim"],
     key: Float[Array, "keys heads head_dim"],
     value: Float[Array, "keys heads value_dim"],
-    *,
-    scale: float | Float[Array, ""] | Float[Array, " heads"] | None = None,
-    bias: Float[Array, "#heads queries keys"] | None = None,
-    mask: Bool[Array, "#heads queries keys"] | None = None,
-    dropout: Dropout | None = None,
-    dropout_key: PRNGKeyArray | None = None,
+    bias: Float[Array, "#heads queries keys"] | None,
+    mask: Bool[Array, "#heads queries keys"] | None,
+    dropout: Dropout | None,
+    dropout_key: PRNGKeyArray | None,
 ) -> Float[Array, "queries heads value_dim"]:
-    """`softmax(query @ key * scale + bias) @ value` per head (Vaswani et al., arXiv 1706.03762, section 3.2.1).
+    """`attend` for many scores, with `scale` already applied, by backend."""
 
-    **Arguments:** `scale` defaults to `head_dim ** -0.5`; `bias` is added after scaling; where `mask` is False nothing
-    is attended to; `dropout` acts on the attention weights. Where the scores of an image are many, some queries are
-    done at a time and their weights computed again in the backward pass: none of it has to leave the processor's cache.
-    """
+    def attend_chunk(query: Array, bias: Array | None, mask: Array | None, dropout_key: PRNGKeyArray | None) -> Array:
+        drop = functools.partial(attend, dropout=dropout, dropout_key=dropout_key)
+        return drop(query, key, value, scale=1.0, bias=bias, mask=mask, max_scores=None)
 
-    def some(piece: Any) -> Float[Array, "_queries heads value_dim"]:
-        query, bias, mask, dropout_key = piece
-        weights = attention_weights(attention_scores(query, key, scale), bias, mask)
-        return attention_values(weights if dropout is None else dropout(weights, key=dropout_key), value)
+    def attend_by_jax(query: Array, bias: Array | None, mask: Array | None, _: PRNGKeyArray | None) -> Array:
+        return jax.nn.dot_product_attention(query, key, value, bias, mask, scale=1.0)
 
-    if query.shape[0] * query.shape[1] * key.shape[0] <= LARGE:
-        return dear(some((query, bias, mask, dropout_key)))
-    count = -(-query.shape[0] // max(64, 128 // query.shape[1]))
-    keys = None if dropout_key is None else jax.random.split(dropout_key, count)
-    split = (pieces(query, 0, count), pieces(bias, 1, count), pieces(mask, 1, count), keys)
-    mixed = jax.lax.map(lean(some), split)
-    return dear(mixed.reshape(-1, *mixed.shape[2:])[: query.shape[0]])
+    # JAX's own does not hand out the weights, for dropout, and takes values as wide as the keys alone.
+    drops = dropout is not None and dropout_active(dropout)
+    default = None if drops or value.shape != key.shape else attend_by_jax
+    return kernels.map_queries(attend_chunk, query, bias, mask, dropout_key, default=default)
 
 
 class Attention(eqx.Module):
@@ -125,9 +114,8 @@ class Attention(eqx.Module):
     qkv: Linear
     query_norm: LayerNorm | None
     key_norm: LayerNorm | None
-    projection: Linear | eqx.nn.Identity
+    projection: OutputProjection | eqx.nn.Identity
     attention_dropout: Dropout
-    projection_dropout: Dropout
     heads: int = eqx.field(static=True)
     scale: float | None = eqx.field(static=True)
 
@@ -148,11 +136,15 @@ class Attention(eqx.Module):
         bias_init: Initializer | None = constant(0.0),
         key: PRNGKeyArray,
     ) -> None:
-        """`head_dim` defaults to `dim // heads`; `qk_norm_eps` given means LayerNorm on queries and keys per head.
+        """**Arguments:**
 
-        `project_out=False` leaves out the linear map at the end and its dropout; it needs `heads * head_dim == dim`.
-        `scale` defaults to `head_dim ** -0.5`; `dropout` acts on the output and, unless `attention_dropout` says
-        otherwise, on the attention weights. Initialisers as `Linear` takes them.
+        - `dim`: width of a token; `heads`, and `head_dim`, which defaults to `dim // heads`.
+        - `qkv_bias`: whether the fused projection has a bias.
+        - `qk_norm_eps`: given, queries and keys pass a LayerNorm per head.
+        - `scale`: of the scores, `head_dim ** -0.5` by default.
+        - `project_out`: False leaves out the linear map at the end and its dropout; it needs `heads * head_dim == dim`.
+        - `dropout`: the rate on the output and, unless `attention_dropout` says otherwise, on the attention weights.
+        - `qkv_init`, `projection_init`, `bias_init`: initialisers as `Linear` takes them.
         """
         qkv_key, projection_key = jax.random.split(key)
         size = dim // heads if head_dim is None else head_dim
@@ -162,12 +154,18 @@ class Attention(eqx.Module):
         self.query_norm = None if qk_norm_eps is None else LayerNorm(size, qk_norm_eps)
         self.key_norm = None if qk_norm_eps is None else LayerNorm(size, qk_norm_eps)
         self.projection = (
-            Linear(heads * size, dim, weight_init=projection_init, bias_init=bias_init, key=projection_key)
+            OutputProjection(
+                heads * size,
+                dim,
+                dropout=dropout,
+                weight_init=projection_init,
+                bias_init=bias_init,
+                key=projection_key,
+            )
             if project_out
             else eqx.nn.Identity()
         )
         self.attention_dropout = Dropout(dropout if attention_dropout is None else attention_dropout)
-        self.projection_dropout = Dropout(dropout if project_out else 0.0)
         self.heads = heads
         self.scale = scale
 
@@ -178,8 +176,10 @@ class Attention(eqx.Module):
         query, keys, value = split_heads(self.qkv(tokens), 3, self.heads)
         if self.query_norm is not None and self.key_norm is not None:
             query, keys = self.query_norm(query), self.key_norm(keys)
-        mixed = attend(query, keys, value, scale=self.scale, dropout=self.attention_dropout, dropout_key=attention_key)
-        return self.projection_dropout(self.projection(merge_heads(mixed)), key=projection_key)
+        attended = attend(
+            query, keys, value, scale=self.scale, dropout=self.attention_dropout, dropout_key=attention_key
+        )
+        return self.projection(merge_heads(attended), key=projection_key)
 
 
 def split_heads(

@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from eqx_vit.layers.precision import widened
-from eqx_vit.layers.recompute import dear
+from eqx_vit.layers import kernels
+from eqx_vit.layers.remat import save_for_backward
+from eqx_vit.layers.upcast import upcast
 
 BATCH_AXIS = "batch"
 
@@ -28,6 +29,9 @@ class BatchNorm(eqx.nn.StatefulLayer):
     inference: bool
 
     def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1, initial_weight: float = 1.0) -> None:
+        """**Arguments:** `channels`: length of the last axis; `eps`: added to the variance; `momentum`: the share of
+        the batch in the running statistics, as PyTorch counts it; `initial_weight`: where the scale starts.
+        """
         self.weight = jnp.full(channels, initial_weight, dtype=float)
         self.bias = jnp.zeros(channels)
         self.statistics = eqx.nn.StateIndex((jnp.zeros(channels), jnp.ones(channels)))
@@ -39,22 +43,16 @@ class BatchNorm(eqx.nn.StatefulLayer):
         self, x: Float[Array, "*positions channels"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, "*positions channels"], eqx.nn.State]:
         """Normalise `x`; in training mode also update the running statistics in `state`. `key` is not used."""
-        wide = widened(x)
+        wide = upcast(x)
         mean, variance = state.get(self.statistics)
         if not self.inference:
             mean, variance, unbiased = batch_statistics(wide)
-            state = state.set(self.statistics, self._updated(state, mean, unbiased))
-        # The mean is taken off as a constant. Its derivative goes through the shift, and shares with the bias the sum
-        # over the positions.
-        factor = widened(self.weight) * jax.lax.rsqrt(variance + self.eps).astype(wide.dtype)
-        mean = mean.astype(wide.dtype)
-        fixed = jax.lax.stop_gradient(mean)
-        shift = widened(self.bias) - (mean - fixed) * factor
-        centred = wide - jnp.broadcast_to(fixed, x.shape)
-        y = centred * jnp.broadcast_to(factor, x.shape) + jnp.broadcast_to(shift, x.shape)
+            state = state.set(self.statistics, self._update(state, mean, unbiased))
+        factor = upcast(self.weight) * jax.lax.rsqrt(variance + self.eps).astype(wide.dtype)
+        y = kernels.scale_about_mean(wide, mean.astype(wide.dtype), factor, upcast(self.bias))
         return y.astype(x.dtype), state
 
-    def _updated(
+    def _update(
         self, state: eqx.nn.State, mean: Float[Array, " channels"], variance: Float[Array, " channels"]
     ) -> tuple[Float[Array, " channels"], Float[Array, " channels"]]:
         old_mean, old_variance = state.get(self.statistics)
@@ -76,10 +74,6 @@ def batch_statistics(
         ) from None
     axes = tuple(range(x.ndim - 1))
     count = batch * x.size // x.shape[-1]
-    mean = dear(jax.lax.pmean(jnp.mean(x, axis=axes), BATCH_AXIS))
-    # About a constant, so that no derivative sums over the positions for the mean; the second term, zero, keeps the
-    # derivatives of every order exact.
-    fixed = jax.lax.stop_gradient(mean)
-    centred = x - jnp.broadcast_to(fixed, x.shape)
-    variance = dear(jax.lax.pmean(jnp.mean(jnp.square(centred), axis=axes), BATCH_AXIS) - jnp.square(mean - fixed))
+    mean = save_for_backward(jax.lax.pmean(jnp.mean(x, axis=axes), BATCH_AXIS))
+    variance = save_for_backward(jax.lax.pmean(kernels.mean_square_about(x, mean), BATCH_AXIS))
     return mean, variance, variance * (count / max(count - 1, 1))

@@ -1,4 +1,4 @@
-"""What every configuration shares: checked fields, and sizes given as one number or as a pair.
+"""What configurations check, and sizes given as one number or as a pair.
 
 No function here is checked by the import hook: the presets call them thousands of times while the package is imported.
 """
@@ -7,24 +7,50 @@ import dataclasses
 import math
 import types
 import typing
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol, TypeVar
+
+Value = TypeVar("Value")
+Function = TypeVar("Function", bound=Callable[..., object])
+Size = int | tuple[int, int]
 
 
-@typing.no_type_check
-def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+class Dataclass(Protocol):
+    """An instance of a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+def no_type_check(function: Function) -> Function:
+    """For what checks its own arguments, or is called too often to be checked: the import hook leaves it alone.
+
+    The hook goes by this name. `typing.no_type_check` is the same at run time, but hides the types from type checkers.
+    """
+    return typing.no_type_check(function)
+
+
+@no_type_check
+def pair(size: Size) -> tuple[int, int]:
     """(height, width) of a size given as one number (a square) or as a pair."""
     return (size, size) if isinstance(size, int) else size
 
 
-@typing.no_type_check
-def per_stage(value: Any, stages: int) -> tuple[Any, ...]:
+@no_type_check
+def per_stage(value: Value | tuple[Value, ...], stages: int) -> tuple[Value, ...]:
     """`value` for each stage: one value stands for all of them, a short tuple is extended by its last."""
     values = value if isinstance(value, tuple) else (value,)
     return values + values[-1:] * (stages - len(values))
 
 
-@typing.no_type_check
-def check_fields(config: Any) -> None:
+@no_type_check
+def check(rule: bool, message: str) -> None:
+    """Raise `ValueError(message)` unless `rule` holds."""
+    if not rule:
+        raise ValueError(message)
+
+
+@no_type_check
+def check_fields(config: Dataclass) -> None:
     """Check each field of a dataclass against its annotation.
 
     A list is taken for a tuple and an int for a float, so that a config read back from JSON is the config written.
@@ -35,43 +61,59 @@ def check_fields(config: Any) -> None:
         value = _as_tuples(getattr(config, field.name))
         if not _fits(value, field.type):
             name = f"{type(config).__name__}.{field.name}"
-            raise ValueError(f"{name} must be {spell(field.type)}, given {value!r} ({type(value).__name__})")
+            raise ValueError(f"{name} must be {describe_type(field.type)}, given {value!r} ({type(value).__name__})")
         object.__setattr__(config, field.name, value)
 
 
-@typing.no_type_check
-def check(rule: bool, message: str) -> None:
-    """Raise `ValueError(message)` unless `rule` holds."""
-    if not rule:
-        raise ValueError(message)
-
-
-@typing.no_type_check
-def check_positive(config: Any, *names: str) -> None:
-    """Raise `ValueError` unless each named field (a number, or a tuple of them; None is skipped) is at least 1."""
+@no_type_check
+def check_at_least(config: Dataclass, least: int, *names: str) -> None:
+    """Raise `ValueError` unless each named field (a number, or a tuple of them; None is skipped) is at least that."""
     for name in names:
         value = getattr(config, name)
-        numbers = value if isinstance(value, tuple) else (value,)
-        check(
-            all(number is None or number >= 1 for number in numbers),
-            f"{type(config).__name__}.{name} must be at least 1, given {value!r}",
-        )
+        if any(number < least for number in _numbers(value)):
+            problem = f"must be at least {least}" if least else "must not be negative"
+            raise ValueError(f"{type(config).__name__}.{name} {problem}, given {value!r}")
 
 
-@typing.no_type_check
-def check_rates(config: Any, *names: str) -> None:
+@no_type_check
+def _numbers(value: object) -> list[float]:
+    """The numbers in a field: one, or those of a tuple, of a tuple of tuples; None is not one."""
+    if isinstance(value, tuple):
+        return [number for item in value for number in _numbers(item)]
+    return [value] if isinstance(value, int | float) else []
+
+
+@no_type_check
+def check_rates(config: Dataclass, *names: str) -> None:
     """Raise `ValueError` unless each named field is a probability in [0, 1)."""
     for name in names:
         rate = getattr(config, name)
         check(0 <= rate < 1, f"{type(config).__name__}.{name} must be at least 0 and below 1, given {rate!r}")
 
 
-@typing.no_type_check
-def check_multiple(name: str, size: int | tuple[int, int], step: int | tuple[int, int]) -> None:
+@no_type_check
+def check_stages(config: Dataclass, stages: int, counted_by: str, *names: str) -> None:
+    """Raise `ValueError` where a named field has more values than there are stages, as `counted_by` says."""
+    for name in names:
+        count = len(per_stage(getattr(config, name), 1))
+        check(count <= stages, f"{type(config).__name__}.{name} has {count} values for {stages} stages ({counted_by})")
+
+
+@no_type_check
+def check_heads(dim: int, heads: int, *, prefix: str = "", dim_head: str | None = "dim_head") -> None:
+    """Raise `ValueError` unless the heads share `dim` equally. `prefix` names the stage or branch in the message, and
+    `dim_head` the field that would make them free to differ.
+    """
+    way = "" if dim_head is None else f", or give {dim_head}"
+    check(dim % heads == 0, f"{prefix}dim {dim} is not a multiple of {prefix}heads {heads}: change one{way}")
+
+
+@no_type_check
+def check_multiple(name: str, size: Size, step: Size) -> None:
     """Raise `ValueError` unless height and width are positive multiples of `step`, with the nearest sizes that are."""
     nearest = []
     for length, unit in zip(pair(size), pair(step), strict=True):
-        below, above = length // unit * unit, -(-length // unit) * unit
+        below, above = length // unit * unit, math.ceil(length / unit) * unit
         nearest.append((max(below, unit), max(above, unit)))
     (low_height, high_height), (low_width, high_width) = nearest
     if any(length != low for length, (low, _) in zip(pair(size), nearest, strict=True)):
@@ -81,11 +123,17 @@ def check_multiple(name: str, size: int | tuple[int, int], step: int | tuple[int
         raise ValueError(f"{name} {size} is not a multiple of {step}: {ways}")
 
 
-@typing.no_type_check
-def spell(hint: Any) -> str:
+@no_type_check
+def mentions(hint: object, kind: type) -> bool:
+    """Whether a type hint is `kind`, or a union or a tuple with it inside."""
+    return hint is kind or any(mentions(argument, kind) for argument in typing.get_args(hint))
+
+
+@no_type_check
+def describe_type(hint: object) -> str:
     """A type hint in words: `int`, `int | tuple[int, int]`, `'cls' | 'mean'`."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " | ".join(spell(option) for option in typing.get_args(hint))
+        return " | ".join(describe_type(option) for option in typing.get_args(hint))
     if typing.get_origin(hint) is typing.Literal:
         return " | ".join(repr(option) for option in typing.get_args(hint))
     if hint is types.NoneType:
@@ -93,13 +141,14 @@ def spell(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
-@typing.no_type_check
-def _as_tuples(value: Any) -> Any:
+@no_type_check
+def _as_tuples(value: object) -> object:
     return tuple(_as_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-@typing.no_type_check
-def _fits(value: Any, hint: Any) -> bool:
+# Not beartype: of a tuple it looks at one item, drawn at random.
+@no_type_check
+def _fits(value: object, hint: object) -> bool:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, option) for option in arguments)
@@ -115,4 +164,4 @@ def _fits(value: Any, hint: Any) -> bool:
         return hint is bool
     if hint is float:
         return isinstance(value, int | float) and math.isfinite(value)
-    return isinstance(value, hint)
+    return isinstance(hint, type) and isinstance(value, hint)

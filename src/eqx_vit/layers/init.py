@@ -26,6 +26,8 @@ def truncated_normal(std: float = 0.02, *, sigmas: float | None = None) -> Initi
     `sigmas` given, the cut is at so many standard deviations, as Flax's codes have it (a deviation of 0.88 std for 2).
     """
     cut = 2 / std if sigmas is None else sigmas
+    if cut > 5.5:  # float32 has no normal numbers so far out, and jax.random would draw the cut itself, once in 2 ** 23
+        return normal(std)
     return lambda key, shape: std * jax.random.truncated_normal(key, -cut, cut, shape)
 
 
@@ -47,6 +49,11 @@ def xavier_uniform(fan_in: int, fan_out: int) -> Initializer:
 def xavier_normal(fan_in: int, fan_out: int) -> Initializer:
     """Glorot and Bengio (2010), the normal form: variance 2 / (fan_in + fan_out)."""
     return normal(math.sqrt(2 / (fan_in + fan_out)))
+
+
+def fan_out_normal(*, groups: int = 1) -> Initializer:
+    """He et al. (arXiv 1502.01852): variance 2 / fan_out, as the shape of a convolution in `groups` tells it."""
+    return lambda key, shape: normal(math.sqrt(2 * groups / (shape[0] * math.prod(shape[2:]))))(key, shape)
 
 
 def lecun_normal(fan_in: int) -> Initializer:

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from eqx_vit.layers.precision import widened
-from eqx_vit.layers.recompute import dear
+from eqx_vit.layers.remat import save_for_backward
+from eqx_vit.layers.upcast import upcast
 
 
 class LayerNorm(eqx.Module):
@@ -20,6 +20,7 @@ class LayerNorm(eqx.Module):
     eps: float = eqx.field(static=True)
 
     def __init__(self, dim: int, eps: float) -> None:
+        """**Arguments:** `dim`: length of the last axis; `eps`: added to the variance."""
         self.weight = jnp.ones(dim)
         self.bias = jnp.zeros(dim)
         self.eps = eps
@@ -30,19 +31,20 @@ class LayerNorm(eqx.Module):
 
 def normalise(x: Float[Array, "*positions dim"], eps: float) -> Float[Array, "*positions dim"]:
     """`(x - mean) / sqrt(variance + eps)` over the last axis, in float32, returned in the dtype of `x`."""
-    wide = widened(x)
-    centred = wide - dear(jnp.mean(wide, axis=-1, keepdims=True))
-    variance = dear(jnp.mean(jnp.square(centred), axis=-1, keepdims=True))
+    wide = upcast(x)
+    centred = wide - save_for_backward(jnp.mean(wide, axis=-1, keepdims=True))
+    variance = save_for_backward(jnp.mean(jnp.square(centred), axis=-1, keepdims=True))
     return (centred * jax.lax.rsqrt(variance + eps)).astype(x.dtype)
 
 
 class LayerScale(eqx.Module):
     """A learned factor per channel on a residual branch (CaiT, arXiv 2103.17239, section 2)."""
 
-    scale: Float[Array, " dim"]
+    gamma: Float[Array, " dim"]
 
     def __init__(self, dim: int, initial_value: float) -> None:
-        self.scale = jnp.full(dim, initial_value, dtype=float)
+        """**Arguments:** `dim`: length of the last axis; `initial_value`: of every factor."""
+        self.gamma = jnp.full(dim, initial_value, dtype=float)
 
     def __call__(self, x: Float[Array, "*positions dim"]) -> Float[Array, "*positions dim"]:
-        return x * jnp.broadcast_to(self.scale, x.shape)
+        return x * jnp.broadcast_to(self.gamma, x.shape)

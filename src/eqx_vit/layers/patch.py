@@ -1,5 +1,7 @@
 """Cutting an image into patches, overlapping or not, and embedding them."""
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -39,10 +41,10 @@ def unfolded_size(size: tuple[int, int], kernel: int, stride: int, padding: int)
 
 
 def _windows(
-    x: Float[Array, "side *rest"], count: int, kernel: int, stride: int, padding: int
-) -> Float[Array, "count kernel *rest"]:
+    x: Float[Array, " side *rest"], count: int, kernel: int, stride: int, padding: int
+) -> Float[Array, " count kernel *rest"]:
     """Windows along the first axis: neighbouring blocks of `stride` side by side, a reshape instead of a gather."""
-    shifts = -(-kernel // stride)
+    shifts = math.ceil(kernel / stride)
     after = (count + shifts - 1) * stride - x.shape[0] - padding  # negative: cut off
     edges = [(padding, after, 0), *[(0, 0, 0)] * (x.ndim - 1)]
     blocks = jax.lax.pad(x, jnp.zeros((), dtype=x.dtype), edges).reshape(-1, stride, *x.shape[1:])
@@ -50,10 +52,7 @@ def _windows(
 
 
 class PatchEmbedding(eqx.Module):
-    """A convolution whose kernel is its stride, as reshape + matmul: the grid of embedded patches.
-
-    The default initialisation is PyTorch's for convolutions, weight and bias.
-    """
+    """A convolution whose kernel is its stride, as reshape + matmul: the grid of embedded patches."""
 
     linear: Linear
     patch_size: tuple[int, int] = eqx.field(static=True)
@@ -69,6 +68,10 @@ class PatchEmbedding(eqx.Module):
         bias_init: Initializer | None = None,
         key: PRNGKeyArray,
     ) -> None:
+        """**Arguments:** `patch_size`: (height, width) in pixels; `channels` of the image; `dim`: width of a token;
+        `use_bias`: whether there is a bias; `weight_init`, `bias_init`: functions of (key, shape), where None is
+        PyTorch's default for convolutions.
+        """
         pixels = patch_size[0] * patch_size[1] * channels
         default = fan_in_uniform(pixels)
         self.linear = Linear(

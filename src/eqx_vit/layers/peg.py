@@ -1,18 +1,18 @@
 """The positional encoding generator: positions from a depthwise convolution."""
 
 import equinox as eqx
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from eqx_vit.layers.conv import Conv, convolve
 from eqx_vit.layers.init import Initializer
+from eqx_vit.layers.linear import add_bias
 
 
 class PEG(eqx.Module):
     """Conditional positions (Chu et al., arXiv 2102.10882): a depthwise convolution with a residual.
 
     Zero padding tells the tokens where they are. The official codes do not decay its weight: hence no `Conv` inside,
-    which `decay_mask` would find. The default initialisation is PyTorch's for convolutions, weight and bias.
+    which `decay_mask` would find.
     """
 
     weight: Float[Array, "dim 1 kernel_height kernel_width"]
@@ -28,7 +28,9 @@ class PEG(eqx.Module):
         bias_init: Initializer | None = None,
         key: PRNGKeyArray,
     ) -> None:
-        """`kernel_size` must be odd, so that the map keeps its size."""
+        """**Arguments:** `dim`: channels of the map; `kernel_size`: odd, so that the map keeps its size; `use_bias`,
+        `weight_init`, `bias_init` as `Conv` takes them.
+        """
         conv = Conv(
             dim,
             dim,
@@ -46,4 +48,4 @@ class PEG(eqx.Module):
         dim, _, height, width = self.weight.shape
         padding = ((height // 2, height // 2), (width // 2, width // 2))
         y = x + convolve(x, self.weight, padding=padding, groups=dim)
-        return y if self.bias is None else y + jnp.broadcast_to(self.bias, y.shape)
+        return add_bias(y, self.bias)

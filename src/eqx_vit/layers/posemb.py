@@ -6,7 +6,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from eqx_vit.layers.precision import widened
+from eqx_vit.layers.upcast import upcast
 
 
 def sincos_2d(rows: int, columns: int, dim: int, *, temperature: float = 10_000.0) -> Float[Array, "rows columns dim"]:
@@ -26,7 +26,7 @@ def resize_grid(
     """
     if table.shape[:2] == grid:
         return table
-    wide = widened(table)
+    wide = upcast(table)
     method = jax.image.ResizeMethod.CUBIC_PYTORCH
     return jax.image.resize(wide, (*grid, table.shape[-1]), method, antialias=antialias).astype(table.dtype)
 
@@ -36,7 +36,7 @@ def resize_grid_corners(
 ) -> Float[Array, "new_rows new_columns dim"]:
     """Linear resizing that keeps the corners where they are: big_vision's rule, `scipy.ndimage.zoom(order=1)`."""
     down, across = (_corner_weights(*sizes) for sizes in zip(table.shape[:2], grid, strict=True))
-    return jnp.einsum("rR,cC,RCd->rcd", down, across, widened(table)).astype(table.dtype)
+    return jnp.einsum("rR,cC,RCd->rcd", down, across, upcast(table)).astype(table.dtype)
 
 
 def _corner_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:

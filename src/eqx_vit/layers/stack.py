@@ -1,37 +1,46 @@
-"""A depth of equal blocks, stored stacked and run by one `lax.scan`."""
+"""A depth of blocks, stored stacked and run by one `lax.scan`: equal ones, and such that alternate."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar, overload
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from eqx_vit.layers.recompute import lean
+from eqx_vit.layers.keys import split_or_none, stack_or_none
+from eqx_vit.layers.remat import remat_except_saved
+
+Block = TypeVar("Block", bound=Callable[..., Any])
+Result = TypeVar("Result")
 
 
-class Stack(eqx.Module):
+class Stack(eqx.Module, Generic[Block]):
     """`depth` blocks of equal structure: one block, whose arrays carry a leading depth axis.
 
-    A stack compiles in the time of one block. A block is called as `block(x, *shared, *scanned, key=key)` and returns
-    the next `x`, of the same structure and shapes; `shared` goes to every block, of `scanned` each gets its own slice.
+    A stack compiles in the time of one block. A block is called as `block(x, *shared, *own, key=key)` and returns the
+    next `x`, of the same structure and shapes; `shared` goes to every block, `own` are its slices of `xs`.
     `unroll` blocks run per loop step (True: all). `remat=True` saves memory: the backward pass computes each block
     again. Neither changes the parameters. Made by `Stack.build` or `Stack.from_blocks`.
     """
 
-    block: Any
+    block: Block
     depth: int = eqx.field(static=True)
-    unroll: int | bool = eqx.field(static=True, default=1)
+    unroll: int = eqx.field(static=True, default=1)
     remat: bool = eqx.field(static=True, default=False)
 
-    @staticmethod
-    def build(make: Callable[[PRNGKeyArray], Any], depth: int, *, key: PRNGKeyArray) -> "Stack":
-        """`depth` blocks, each made from a key of its own."""
-        return Stack(eqx.filter_vmap(make)(jax.random.split(key, depth)), depth)
+    def __post_init__(self) -> None:
+        # As a number: 1 and True are equal, and what was compiled for one would serve the other.
+        self.unroll = self.depth if self.unroll is True else max(int(self.unroll), 1)
 
     @staticmethod
-    def from_blocks(blocks: Sequence[eqx.Module]) -> "Stack":
+    def build(make: Callable[..., Block], depth: int, *, key: PRNGKeyArray) -> "Stack[Block]":
+        """`depth` blocks `make(key=key)`, each from a key of its own."""
+        return Stack(eqx.filter_vmap(lambda key: make(key=key))(jax.random.split(key, depth)), depth)
+
+    @staticmethod
+    def from_blocks(blocks: Sequence[Block]) -> "Stack[Block]":
         """The stack of stateless blocks made elsewhere.
 
         **Raises:** `ValueError` where there is none, or where one differs from the first in structure or shapes.
@@ -49,78 +58,127 @@ class Stack(eqx.Module):
     def __len__(self) -> int:
         return self.depth
 
-    def __getitem__(self, index: int | slice) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Block: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Stack[Block]": ...
+    def __getitem__(self, index: int | slice) -> "Block | Stack[Block]":
         """A block, or for a slice the stack of several."""
         if isinstance(index, slice):
             depth = len(range(self.depth)[index])
             return Stack(_slice(self.block, index), depth, self.unroll, self.remat)
         return _slice(self.block, range(self.depth)[index])
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Block]:
         return (self[index] for index in range(self.depth))
 
     def state_at(self, state: eqx.nn.State, index: int) -> eqx.nn.State:
         """The state of block `index` alone, to call `stack[index]` with."""
         return _slice(state.substate(self.block), range(self.depth)[index])
 
-    def __call__(
-        self, x: PyTree, *shared: Any, scanned: tuple[Any, ...] = (), key: PRNGKeyArray | None = None
-    ) -> PyTree:
-        """All blocks in turn. Each array in `scanned` has a leading depth axis."""
-        x, _ = self._run(x, None, shared, scanned, key)
+    # Jitted here: the body of a scan is a new closure at each call, and would compile at each eager one.
+    @eqx.filter_jit
+    def __call__(self, x: PyTree, *shared: Any, xs: tuple[Array, ...] = (), key: PRNGKeyArray | None = None) -> PyTree:
+        """All blocks in turn. Each array in `xs` has a leading depth axis."""
+        arrays, static = eqx.partition(self.block, eqx.is_array)
+
+        def step(x: PyTree, per_block: PyTree) -> tuple[PyTree, None]:
+            arrays, own, key = per_block
+            return eqx.combine(arrays, static)(x, *shared, *own, key=key), None
+
+        per_block = (arrays, xs, stack_or_none(key, self.depth))
+        x, _ = jax.lax.scan(self._rematted(step), x, per_block, length=self.depth, unroll=self.unroll)
         return x
 
+    @eqx.filter_jit
     def with_state(
         self,
         x: PyTree,
         state: eqx.nn.State,
         *shared: Any,
-        scanned: tuple[Any, ...] = (),
+        xs: tuple[Array, ...] = (),
         key: PRNGKeyArray | None = None,
     ) -> tuple[PyTree, eqx.nn.State]:
-        """All blocks in turn, where `block(x, state, *shared, *scanned, key=key)` returns `(x, state)`."""
-        x, substate = self._run(x, state.substate(self.block), shared, scanned, key)
+        """All blocks in turn, where `block(x, state, *shared, *own, key=key)` returns `(x, state)`."""
+        arrays, static = eqx.partition(self.block, eqx.is_array)
+
+        def step(x: PyTree, per_block: PyTree) -> tuple[PyTree, eqx.nn.State]:
+            arrays, state, own, key = per_block
+            return eqx.combine(arrays, static)(x, state, *shared, *own, key=key)
+
+        per_block = (arrays, state.substate(self.block), xs, stack_or_none(key, self.depth))
+        x, substate = jax.lax.scan(self._rematted(step), x, per_block, length=self.depth, unroll=self.unroll)
         return x, state.update(substate)
 
-    def summed(self, x: PyTree, *shared: Any, key: PRNGKeyArray | None = None) -> PyTree:
-        """All blocks side by side, each given the same `x` and a key of its own, and their results added."""
-        arrays, static = eqx.partition(self.block, eqx.is_array)
-        keys = None if key is None else jax.random.split(key, self.depth)
-        results = jax.vmap(lambda arrays, key: eqx.combine(arrays, static)(x, *shared, key=key))(arrays, keys)
-        return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), results)
-
-    def _run(
-        self,
-        x: PyTree,
-        state: eqx.nn.State | None,
-        shared: tuple[Any, ...],
-        scanned: tuple[Any, ...],
-        key: PRNGKeyArray | None,
-    ) -> tuple[PyTree, PyTree]:
-        arrays, static = eqx.partition(self.block, eqx.is_array)
-        keys = None if key is None else jax.random.split(key, self.depth)
-        # As a number: 1 and True are equal, and what was compiled for one would serve the other.
-        unroll = self.depth if self.unroll is True else max(int(self.unroll), 1)
-        return _scan((arrays, state, scanned, keys), static, x, shared, self.depth, unroll, self.remat)
+    def _rematted(self, step: Callable[..., Result]) -> Callable[..., Result]:
+        if self.remat:
+            return eqx.filter_checkpoint(step)
+        # Only a loop copies what it keeps.
+        return remat_except_saved(step) if self.unroll < self.depth else step
 
 
-# At module level: a closure made afresh at each call would compile at each eager call.
-@eqx.filter_jit
-def _scan(
-    per_block: PyTree, static: PyTree, x: PyTree, shared: PyTree, depth: int, unroll: int, remat: bool
-) -> tuple[PyTree, PyTree]:
-    def step(x: PyTree, per_block: PyTree) -> tuple[PyTree, PyTree]:
-        arrays, state, scanned, key = per_block
-        block = eqx.combine(arrays, static)
-        if state is None:
-            return block(x, *shared, *scanned, key=key), None
-        return block(x, state, *shared, *scanned, key=key)
+class Period(eqx.Module, Generic[Block]):
+    """Blocks that follow each other, as one."""
 
-    if remat:
-        step = eqx.filter_checkpoint(step)
-    elif unroll < depth:  # only a loop copies what it keeps
-        step = lean(step)
-    return jax.lax.scan(step, x, per_block, length=depth, unroll=unroll)
+    blocks: tuple[Block, ...]
+
+    def __call__(self, x: PyTree, *own: Array, key: PRNGKeyArray | None = None) -> PyTree:
+        """Each array of `own` has a leading axis, one element a block."""
+        for index, (block, block_key) in enumerate(zip(self.blocks, split_or_none(key, len(self.blocks)), strict=True)):
+            x = block(x, *(array[index] for array in own), key=block_key)
+        return x
+
+
+class PeriodicStack(eqx.Module, Generic[Block]):
+    """Blocks that alternate: block `i` has the structure of block `i + period`. Made by `PeriodicStack.build`.
+
+    One scan runs over whole periods; the rest follows, block by block. Called like a `Stack`, without shared arguments.
+    """
+
+    periods: Stack[Period[Block]] | None
+    rest: tuple[Block, ...]
+    period: int = eqx.field(static=True)
+
+    @staticmethod
+    def build(
+        make: Callable[..., Block], depth: int, period: int, *, count: int | None = None, key: PRNGKeyArray
+    ) -> "PeriodicStack[Block]":
+        """`depth` blocks `make(index, key=key)`, each from a key of its own.
+
+        `count` periods are stacked, by default as many as there are; fewer where a later one differs in structure.
+        """
+        count = depth // period if count is None else count
+        periods_key, rest_key = jax.random.split(key)
+
+        def make_blocks(indices: range, *, key: PRNGKeyArray) -> Period[Block]:
+            keys = jax.random.split(key, len(indices))
+            return Period(tuple(make(index, key=block_key) for index, block_key in zip(indices, keys, strict=True)))
+
+        make_period = functools.partial(make_blocks, range(period))
+        periods = Stack.build(make_period, count, key=periods_key) if count else None
+        return PeriodicStack(periods, make_blocks(range(count * period, depth), key=rest_key).blocks, period)
+
+    def __len__(self) -> int:
+        return self.period * (0 if self.periods is None else len(self.periods)) + len(self.rest)
+
+    def __getitem__(self, index: int) -> Block:
+        index = range(len(self))[index]
+        stacked = len(self) - len(self.rest)
+        if self.periods is None or index >= stacked:
+            return self.rest[index - stacked]
+        return self.periods[index // self.period].blocks[index % self.period]
+
+    def __iter__(self) -> Iterator[Block]:
+        return (self[index] for index in range(len(self)))
+
+    def __call__(self, x: PyTree, *, xs: tuple[Array, ...] = (), key: PRNGKeyArray | None = None) -> PyTree:
+        """All blocks in turn. Each array in `xs` has a leading depth axis."""
+        periods_key, rest_key = split_or_none(key)
+        stacked = len(self) - len(self.rest)
+        if self.periods is not None:
+            own = tuple(array[:stacked].reshape(-1, self.period, *array.shape[1:]) for array in xs)
+            x = self.periods(x, xs=own, key=periods_key)
+        return Period(self.rest)(x, *(array[stacked:] for array in xs), key=rest_key) if self.rest else x
 
 
 def _slice(tree: PyTree, index: int | slice) -> PyTree:

@@ -3,19 +3,12 @@
 The idea: a learned scale per channel on every residual branch (LayerScale) lets very deep transformers train; the class
 token enters only after the patches are done, in a few blocks of its own that leave the patches as they are.
 
-    image                    height width channels
-    patch embedding          rows columns dim          rows = height / patch height, columns = width / patch width
-    + positions              patches dim               patches = rows * columns; no class token here
-    depth x block            patches dim               talking-heads attention and MLP, pre-norm, scaled, residual
-    cls_depth x class block  1 dim                     the class token asks, class token and patches answer; then an MLP
-    norm                     tokens dim                tokens = 1 + patches: the class token first
-    head                     num_classes               from the class token
-
 Axes: tokens, patches = positions in the sequence, with and without the class token; dim = width of a token. No
 departure from the official code (facebookresearch/deit); `layer_dropout` is its drop-path rate.
 """
 
-import typing
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import equinox as eqx
@@ -26,36 +19,35 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from eqx_vit.layers import (
     MLP,
     Dropout,
-    DropPath,
     LayerNorm,
     LayerScale,
     Linear,
+    OutputProjection,
     PatchEmbedding,
+    PreNormBlock,
     Stack,
     attend,
     attention_scores,
     attention_values,
     attention_weights,
-    dear,
-    image_door,
+    make_head,
     merge_heads,
     resize_table,
+    save_for_backward,
     split_heads,
     split_or_none,
 )
-from eqx_vit.layers.config import check, check_fields, check_multiple, check_positive, check_rates, pair
+from eqx_vit.layers.config import Size, check_heads, no_type_check, pair
 from eqx_vit.layers.init import truncated_normal
+from eqx_vit.model import PatchGridConfig, StatelessImageModel
 from eqx_vit.models.source import Source
 
 
-@typing.no_type_check
+@no_type_check
 @dataclass(frozen=True, kw_only=True)
-class CaiTConfig:
-    """Everything that defines a CaiT. `image_size` and `patch_size` are in pixels, one number or (height, width)."""
+class CaiTConfig(PatchGridConfig["CaiT"]):
+    """Everything that defines a CaiT."""
 
-    image_size: int | tuple[int, int]
-    patch_size: int | tuple[int, int]
-    num_classes: int  # 0: no head, the class token comes out
     dim: int
     depth: int  # blocks among the patches
     cls_depth: int = 2  # blocks of the class token
@@ -64,59 +56,37 @@ class CaiTConfig:
     dropout: float = 0.0  # attention weights, attention output, inside and after the MLP; never in the class blocks
     emb_dropout: float = 0.0  # after the positions are added
     layer_dropout: float = 0.0  # stochastic depth, the same for every residual among the patches
-    channels: int = 3
     dim_head: int | None = None  # None: dim // heads
     cls_mlp_dim: int | None = None  # MLP width of the class blocks; None: mlp_dim
     qkv_bias: bool = True
     layer_scale: float | None = None  # start of the factors on the residual branches; None: by depth, see initial_scale
     norm_eps: float = 1e-6
 
-    def __post_init__(self):
-        check_fields(self)
-        check_positive(self, "image_size", "patch_size", "dim", "depth", "cls_depth", "heads", "mlp_dim", "channels")
-        check_positive(self, "dim_head", "cls_mlp_dim")
-        check_rates(self, "dropout", "emb_dropout", "layer_dropout")
-        check(self.num_classes >= 0, f"CaiTConfig.num_classes must not be negative, given {self.num_classes}")
-        check_multiple("image_size", self.image_size, self.patch_size)
-        check(
-            self.dim_head is not None or self.dim % self.heads == 0,
-            f"dim {self.dim} is not a multiple of heads {self.heads}: change one, or give dim_head",
-        )
+    def check(self) -> None:
+        if self.dim_head is None:
+            check_heads(self.dim, self.heads)
 
     @property
-    def grid(self):
-        (height, width), (patch_height, patch_width) = pair(self.image_size), pair(self.patch_size)
-        return height // patch_height, width // patch_width
-
-    @property
-    def inner(self):
+    def inner(self) -> int:
         """Width of the queries of all heads."""
         return self.heads * (self.dim_head or self.dim // self.heads)
 
     @property
-    def initial_scale(self):
+    def initial_scale(self) -> float:
         """The paper's rule: the deeper the network, the closer to zero all its residual branches start."""
         if self.layer_scale is not None:
             return self.layer_scale
         return 0.1 if self.depth <= 18 else 1e-5 if self.depth <= 24 else 1e-6
 
-    def check_image_size(self, height, width):
-        check(
-            (height, width) == pair(self.image_size),
-            f"this CaiT takes images of {pair(self.image_size)}, given {(height, width)}: resize the image, or the "
-            f"model with eqx_vit.resize(model, ({height}, {width}))",
-        )
 
-
-class TalkingHeads(eqx.Module):
-    """Self-attention whose heads are mixed before and after the softmax (Shazeer et al., arXiv 2003.02436)."""
+class TalkingHeadsAttention(eqx.Module):
+    """Self-attention with linear maps across heads around the softmax (Shazeer et al., arXiv 2003.02436)."""
 
     qkv: Linear
     mix_scores: Linear  # heads to heads
     mix_weights: Linear
-    projection: Linear
+    projection: OutputProjection
     attention_dropout: Dropout
-    projection_dropout: Dropout
     heads: int = eqx.field(static=True)
 
     def __init__(self, config: CaiTConfig, *, key: PRNGKeyArray) -> None:
@@ -124,9 +94,8 @@ class TalkingHeads(eqx.Module):
         self.qkv = Linear(config.dim, 3 * config.inner, use_bias=config.qkv_bias, key=qkv_key)
         self.mix_scores = Linear(config.heads, config.heads, key=scores_key)
         self.mix_weights = Linear(config.heads, config.heads, key=weights_key)
-        self.projection = Linear(config.inner, config.dim, key=projection_key)
+        self.projection = OutputProjection(config.inner, config.dim, dropout=config.dropout, key=projection_key)
         self.attention_dropout = Dropout(config.dropout)
-        self.projection_dropout = Dropout(config.dropout)
         self.heads = config.heads
 
     def __call__(
@@ -134,26 +103,33 @@ class TalkingHeads(eqx.Module):
     ) -> Float[Array, "tokens dim"]:
         attention_key, projection_key = split_or_none(key)
         query, keys, value = split_heads(self.qkv(tokens), 3, self.heads)
-        scores = dear(attention_scores(query, keys))
-        weights = attention_weights(across_heads(self.mix_scores, scores))
-        weights = self.attention_dropout(across_heads(self.mix_weights, weights), key=attention_key)
-        mixed = merge_heads(attention_values(weights, value))
-        return self.projection_dropout(self.projection(mixed), key=projection_key)
+        scores = save_for_backward(attention_scores(query, keys))
+        weights = attention_weights(_mix_heads(self.mix_scores, scores))
+        weights = self.attention_dropout(_mix_heads(self.mix_weights, weights), key=attention_key)
+        return self.projection(merge_heads(attention_values(weights, value)), key=projection_key)
+
+
+def _mix_heads(linear: Linear, maps: Float[Array, "heads queries keys"]) -> Float[Array, "heads queries keys"]:
+    """The linear map applied along the axis of heads, in the dtype of `maps`."""
+    mixed = save_for_backward(jnp.einsum("gh,hqk->gqk", linear.weight.astype(maps.dtype), maps))
+    if linear.bias is None:
+        return mixed
+    return mixed + jnp.broadcast_to(linear.bias.astype(maps.dtype)[:, None, None], mixed.shape)
 
 
 class ClassAttention(eqx.Module):
-    """Attention in which the first token alone asks (section 3, equations 6 and 7)."""
+    """Attention whose one query is the first token (section 3, equations 6 and 7)."""
 
     query: Linear
     key_value: Linear  # rows: k of all heads, v of all heads
-    projection: Linear
+    projection: OutputProjection
     heads: int = eqx.field(static=True)
 
     def __init__(self, config: CaiTConfig, *, key: PRNGKeyArray) -> None:
         query_key, key_value_key, projection_key = jax.random.split(key, 3)
         self.query = Linear(config.dim, config.inner, use_bias=config.qkv_bias, key=query_key)
         self.key_value = Linear(config.dim, 2 * config.inner, use_bias=config.qkv_bias, key=key_value_key)
-        self.projection = Linear(config.inner, config.dim, key=projection_key)
+        self.projection = OutputProjection(config.inner, config.dim, key=projection_key)
         self.heads = config.heads
 
     def __call__(self, tokens: Float[Array, "tokens dim"]) -> Float[Array, "1 dim"]:
@@ -162,55 +138,24 @@ class ClassAttention(eqx.Module):
         return self.projection(merge_heads(attend(query, keys, value)))
 
 
-class Block(eqx.Module):
-    """Talking-heads attention and MLP among the patches, each scaled per channel and added (equation 5)."""
-
-    norm1: LayerNorm
-    attention: TalkingHeads
-    scale1: LayerScale
-    norm2: LayerNorm
-    mlp: MLP
-    scale2: LayerScale
-    drop_path: DropPath
-
-    def __init__(self, config: CaiTConfig, *, key: PRNGKeyArray) -> None:
-        attention_key, mlp_key = jax.random.split(key)
-        self.norm1 = LayerNorm(config.dim, config.norm_eps)
-        self.attention = TalkingHeads(config, key=attention_key)
-        self.scale1 = LayerScale(config.dim, config.initial_scale)
-        self.norm2 = LayerNorm(config.dim, config.norm_eps)
-        self.mlp = MLP(config.dim, config.mlp_dim, dropout=config.dropout, key=mlp_key)
-        self.scale2 = LayerScale(config.dim, config.initial_scale)
-        self.drop_path = DropPath(config.layer_dropout)
-
-    def __call__(
-        self, tokens: Float[Array, "tokens dim"], *, key: PRNGKeyArray | None = None
-    ) -> Float[Array, "tokens dim"]:
-        attention_key, path1_key, mlp_key, path2_key = split_or_none(key, 4)
-        branch = self.scale1(self.attention(self.norm1(tokens), key=attention_key))
-        tokens = tokens + self.drop_path(branch, key=path1_key)
-        branch = self.scale2(self.mlp(self.norm2(tokens), key=mlp_key))
-        return tokens + self.drop_path(branch, key=path2_key)
-
-
 class ClassBlock(eqx.Module):
     """Class attention and MLP: only the class token changes. The official code drops nothing here."""
 
     norm1: LayerNorm
     attention: ClassAttention
-    scale1: LayerScale
+    layer_scale1: LayerScale
     norm2: LayerNorm
     mlp: MLP
-    scale2: LayerScale
+    layer_scale2: LayerScale
 
     def __init__(self, config: CaiTConfig, *, key: PRNGKeyArray) -> None:
         attention_key, mlp_key = jax.random.split(key)
         self.norm1 = LayerNorm(config.dim, config.norm_eps)
         self.attention = ClassAttention(config, key=attention_key)
-        self.scale1 = LayerScale(config.dim, config.initial_scale)
+        self.layer_scale1 = LayerScale(config.dim, config.initial_scale)
         self.norm2 = LayerNorm(config.dim, config.norm_eps)
         self.mlp = MLP(config.dim, config.cls_mlp_dim or config.mlp_dim, key=mlp_key)
-        self.scale2 = LayerScale(config.dim, config.initial_scale)
+        self.layer_scale2 = LayerScale(config.dim, config.initial_scale)
 
     def __call__(
         self,
@@ -221,73 +166,84 @@ class ClassBlock(eqx.Module):
     ) -> Float[Array, "1 dim"]:
         """The next class token. `key` is not used."""
         tokens = jnp.concatenate([class_token, patches])
-        class_token = class_token + self.scale1(self.attention(self.norm1(tokens)))
-        return class_token + self.scale2(self.mlp(self.norm2(class_token)))
+        class_token = class_token + self.layer_scale1(self.attention(self.norm1(tokens)))
+        return class_token + self.layer_scale2(self.mlp(self.norm2(class_token)))
 
 
-class CaiT(eqx.Module):
-    """Class-Attention in image Transformers: one image to logits. See the module's text for the shapes.
+class CaiT(StatelessImageModel[CaiTConfig]):
+    """Class-Attention in image Transformers: one image to logits.
 
-    **Raises:** `ValueError` for an image that does not fit the config, or a live dropout without a key.
+        step                     shape                  cait_xxs24_224
+        image                    height width channels  224 224 3
+        patch embedding          rows columns dim       14 14 192
+        + positions              patches dim            196 192
+        depth x block            patches dim            196 192
+        cls_depth x class block  1 dim                  1 192
+        norm                     tokens dim             197 192
+        head                     num_classes            1000
+
+    rows = height / patch height, columns = width / patch width; patches = rows * columns, tokens = 1 + patches. A block
+    is talking-heads attention and MLP, pre-norm, scaled per channel, residual (equation 5). In a class block the class
+    token attends to itself and the patches, and passes an MLP. The final norm reads the class token, then the patches;
+    the head reads the class token.
     """
 
     patch_embedding: PatchEmbedding
     class_token: Float[Array, "1 dim"]
     position_embedding: Float[Array, "patches dim"]
     embedding_dropout: Dropout
-    blocks: Stack
-    class_blocks: Stack
+    blocks: Stack[PreNormBlock[TalkingHeadsAttention]]
+    class_blocks: Stack[ClassBlock]
     norm: LayerNorm
     head: Linear | eqx.nn.Identity
-    config: CaiTConfig = eqx.field(static=True)
 
     def __init__(self, config: CaiTConfig, *, key: PRNGKeyArray) -> None:
         patch_key, token_key, position_key, blocks_key, class_blocks_key, head_key = jax.random.split(key, 6)
-        rows, columns = config.grid
-        self.patch_embedding = PatchEmbedding(pair(config.patch_size), config.channels, config.dim, key=patch_key)
-        self.class_token = truncated_normal()(token_key, (1, config.dim))
-        self.position_embedding = truncated_normal()(position_key, (rows * columns, config.dim))
-        self.embedding_dropout = Dropout(config.emb_dropout)
-        self.blocks = Stack.build(lambda key: Block(config, key=key), config.depth, key=blocks_key)
-        self.class_blocks = Stack.build(lambda key: ClassBlock(config, key=key), config.cls_depth, key=class_blocks_key)
-        self.norm = LayerNorm(config.dim, config.norm_eps)
-        classes = config.num_classes
-        self.head = Linear(config.dim, classes, key=head_key) if classes else eqx.nn.Identity()
+        dim, (rows, columns) = config.dim, config.grid
         self.config = config
+        self.patch_embedding = PatchEmbedding(pair(config.patch_size), config.channels, dim, key=patch_key)
+        self.class_token = truncated_normal()(token_key, (1, dim))
+        self.position_embedding = truncated_normal()(position_key, (rows * columns, dim))
+        self.embedding_dropout = Dropout(config.emb_dropout)
+        self.blocks = Stack.build(functools.partial(_make_block, config), config.depth, key=blocks_key)
+        self.class_blocks = Stack.build(functools.partial(ClassBlock, config), config.cls_depth, key=class_blocks_key)
+        self.norm = LayerNorm(dim, config.norm_eps)
+        self.head = make_head(dim, config.num_classes, key=head_key)
 
-    @image_door
-    def features(
-        self, image: Float[Array, "height width channels"], *, key: PRNGKeyArray | None = None
-    ) -> Float[Array, "tokens dim"]:
-        """All tokens, the class token first, after the final norm."""
-        embedding_key, blocks_key = split_or_none(key)
+    def embed(
+        self, image: Float[Array, "height width channels"], *, key: PRNGKeyArray | None
+    ) -> Float[Array, "patches dim"]:
+        """The patches with their positions, without the class token."""
         patches = self.patch_embedding(image).reshape(-1, self.config.dim) + self.position_embedding
-        patches = self.blocks(self.embedding_dropout(patches, key=embedding_key), key=blocks_key)
+        return self.embedding_dropout(patches, key=key)
+
+    def encode(self, x: Float[Array, "patches dim"], *, key: PRNGKeyArray | None) -> Float[Array, "tokens dim"]:
+        """All tokens, the class token first, after the final norm."""
+        patches = self.blocks(x, key=key)
         class_token = self.class_blocks(self.class_token, patches)
         return self.norm(jnp.concatenate([class_token, patches]))
 
-    @image_door
-    def __call__(
-        self, image: Float[Array, "height width channels"], *, key: PRNGKeyArray | None = None
-    ) -> Float[Array, " classes"]:
+    def classify(self, features: Float[Array, "tokens dim"]) -> Float[Array, " classes"]:
         """Logits, read from the class token."""
-        return self.head(self.features(image, key=key)[0])
+        return self.head(features[0])
 
-    def resized(self, image_size: int | tuple[int, int]) -> tuple[CaiTConfig, dict[str, Array]]:
-        """The config for another image size, and the arrays that change: the table resampled as official fine-tuning
-        at a higher resolution does it.
-        """
+    def resize_spec(self, image_size: Size) -> tuple[CaiTConfig, Mapping[str, Array]]:
+        """The config for another image size, and the table resampled as the official fine-tuning does it."""
         config = replace(self.config, image_size=image_size)
         table = resize_table(self.position_embedding, self.config.grid, config.grid, antialias=False)
         return config, {"position_embedding": table}
 
 
-def across_heads(linear: Linear, maps: Float[Array, "heads queries keys"]) -> Float[Array, "heads queries keys"]:
-    """The linear map applied along the axis of heads, in the dtype of `maps`."""
-    mixed = dear(jnp.einsum("gh,hqk->gqk", linear.weight.astype(maps.dtype), maps))
-    if linear.bias is None:
-        return mixed
-    return mixed + jnp.broadcast_to(linear.bias.astype(maps.dtype)[:, None, None], mixed.shape)
+def _make_block(config: CaiTConfig, *, key: PRNGKeyArray) -> PreNormBlock[TalkingHeadsAttention]:
+    attention_key, mlp_key = jax.random.split(key)
+    return PreNormBlock(
+        TalkingHeadsAttention(config, key=attention_key),
+        MLP(config.dim, config.mlp_dim, dropout=config.dropout, key=mlp_key),
+        config.dim,
+        norm_eps=config.norm_eps,
+        drop_path=config.layer_dropout,
+        layer_scale=config.initial_scale,
+    )
 
 
 def _preset(dim: int, depth: int, heads: int, image_size: int, layer_scale: float) -> CaiTConfig:

@@ -4,26 +4,19 @@ The idea: convolutions where a transformer has linear maps of patches. A strided
 stage, and a depthwise convolution with BatchNorm comes before each of the q, k and v projections, with a stride for k
 and v. The convolutions tell the positions, so that no stage has a position table.
 
-    image                            height width channels
-    stage i: token embedding, norm   rows columns dim[i]    a convolution of stride 4, then 2
-      class token + map              tokens dim[i]          the class token in the last stage only
-      depth x block                  tokens dim[i]          attention and MLP, pre-norm, residual
-      map                            rows columns dim[i]    a class token is not passed on
-    norm                             tokens dim[2]
-    pool                             dim[2]                 the class token, or the mean of the map
-    head                             num_classes
-
 Axes: rows, columns = the map of a stage; tokens = class token (prefix) + rows * columns; dim = width of a stage. No
 departure from the official code (microsoft/CvT); `quick_gelu=False` selects the exact GELU of transformers' port.
 """
 
-import typing
+import functools
+import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from equinox.nn import State
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from eqx_vit.layers import (
@@ -34,22 +27,26 @@ from eqx_vit.layers import (
     DropPath,
     LayerNorm,
     Linear,
+    OutputProjection,
     Stack,
     attend,
+    drop_path_schedule,
     gelu,
-    image_door,
+    make_head,
     merge_heads,
+    pool_tokens,
     quick_gelu,
-    ramp,
     split_heads,
     split_or_none,
 )
-from eqx_vit.layers.config import check, check_fields, check_positive, check_rates
+from eqx_vit.layers.config import check, no_type_check
 from eqx_vit.layers.init import fan_in_uniform, truncated_normal
+from eqx_vit.model import ImageModelConfig, StatefulImageModel
 from eqx_vit.models.source import Source
 
 STAGES = (1, 2, 3)
 STAGE_FIELDS = ("emb_dim", "emb_kernel", "emb_stride", "proj_kernel", "kv_proj_stride", "heads", "depth", "mlp_mult")
+NORM_EPS = 1e-5
 
 
 class StageSizes(NamedTuple):
@@ -69,7 +66,7 @@ class StageSizes(NamedTuple):
     @property
     def padding(self) -> int:
         """Of the token embedding: the official 2 for kernel 7 and stride 4, 1 for kernel 3 and stride 2."""
-        return max(-(-(self.kernel - self.stride) // 2), 0)
+        return max(math.ceil((self.kernel - self.stride) / 2), 0)
 
     def grid(self, rows: int, columns: int) -> tuple[int, int]:
         """The map that the token embedding makes of one of (rows, columns)."""
@@ -79,12 +76,12 @@ class StageSizes(NamedTuple):
         return new_rows, new_columns
 
 
-@typing.no_type_check
+@no_type_check
 @dataclass(frozen=True, kw_only=True)
-class CvTConfig:
+class CvTConfig(ImageModelConfig["CvT"]):
     """Everything that defines a CvT. The defaults are those of `cvt-13`, without its drop-path."""
 
-    num_classes: int = 1000  # 0: no head, the pooled features come out
+    num_classes: int = 1000
     s1_emb_dim: int = 64  # stage 1: width
     s1_emb_kernel: int = 7  # of the token embedding; its padding is half of kernel - stride, rounded up
     s1_emb_stride: int = 4
@@ -110,7 +107,6 @@ class CvTConfig:
     s3_depth: int = 10
     s3_mlp_mult: int | float = 4
     dropout: float = 0.0  # after the token embedding and the attention, inside and after the MLP
-    channels: int = 3
     attention_dropout: float = 0.0  # attention weights
     s1_drop_path: float = 0.0  # stochastic depth, from 0 to the rate over the blocks of the stage
     s2_drop_path: float = 0.0
@@ -119,13 +115,7 @@ class CvTConfig:
     qkv_bias: bool = True
     quick_gelu: bool = True  # x * sigmoid(1.702 x); False: exact GELU, as transformers computes
 
-    def __post_init__(self):
-        check_fields(self)
-        for stage in STAGES:
-            check_positive(self, *(f"s{stage}_{name}" for name in STAGE_FIELDS))
-        check_positive(self, "channels")
-        check_rates(self, "dropout", "attention_dropout", *(f"s{stage}_drop_path" for stage in STAGES))
-        check(self.num_classes >= 0, f"CvTConfig.num_classes must not be negative, given {self.num_classes}")
+    def check(self) -> None:
         for stage, sizes in zip(STAGES, self.stages, strict=True):
             check(
                 sizes.dim % sizes.heads == 0,
@@ -136,15 +126,8 @@ class CvTConfig:
                 f"s{stage}_proj_kernel must be odd, so that the map keeps its size; given {sizes.projection_kernel}",
             )
 
-    @property
-    def stages(self):
-        return tuple(self._stage(stage) for stage in STAGES)
-
-    def _stage(self, stage):
-        values = [getattr(self, f"s{stage}_{name}") for name in (*STAGE_FIELDS, "drop_path")]
-        return StageSizes._make([*values, self.class_token and stage == STAGES[-1]])
-
-    def check_image_size(self, height, width):
+    def check_image_size(self, height: int, width: int) -> None:
+        """Raise `ValueError` for an image that is too small."""
         rows, columns = height, width
         for stage, sizes in zip(STAGES, self.stages, strict=True):
             rows, columns = sizes.grid(rows, columns)
@@ -153,6 +136,14 @@ class CvTConfig:
                 f"an image of {(height, width)} is too small for the token embedding of stage {stage}: enlarge the "
                 f"image, or build the model with a smaller s{stage}_emb_kernel",
             )
+
+    @property
+    def stages(self) -> tuple[StageSizes, ...]:
+        return tuple(self._stage(stage) for stage in STAGES)
+
+    def _stage(self, stage: int) -> StageSizes:
+        values = [getattr(self, f"s{stage}_{name}") for name in (*STAGE_FIELDS, "drop_path")]
+        return StageSizes._make([*values, self.class_token and stage == STAGES[-1]])
 
 
 class ConvProjection(eqx.nn.StatefulLayer):
@@ -181,10 +172,8 @@ class ConvProjection(eqx.nn.StatefulLayer):
         self,
         prefix: Float[Array, "prefix dim"],
         x: Float[Array, "rows columns dim"],
-        state: eqx.nn.State,
-        *,
-        key: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "tokens dim"], eqx.nn.State]:
+        state: State,
+    ) -> tuple[Float[Array, "tokens dim"], State]:
         x, state = self.norm(self.conv(x), state)
         return self.linear(jnp.concatenate([prefix, x.reshape(-1, x.shape[-1])])), state
 
@@ -195,9 +184,8 @@ class Attention(eqx.nn.StatefulLayer):
     query_projection: ConvProjection
     key_projection: ConvProjection
     value_projection: ConvProjection
-    projection: Linear
+    projection: OutputProjection
     attention_dropout: Dropout
-    projection_dropout: Dropout
     heads: int = eqx.field(static=True)
 
     def __init__(self, config: CvTConfig, sizes: StageSizes, *, key: PRNGKeyArray) -> None:
@@ -205,35 +193,33 @@ class Attention(eqx.nn.StatefulLayer):
         self.query_projection = ConvProjection(config, sizes, 1, key=query_key)
         self.key_projection = ConvProjection(config, sizes, sizes.key_value_stride, key=key_key)
         self.value_projection = ConvProjection(config, sizes, sizes.key_value_stride, key=value_key)
-        self.projection = Linear(sizes.dim, sizes.dim, key=projection_key)
+        self.projection = OutputProjection(sizes.dim, sizes.dim, dropout=config.dropout, key=projection_key)
         self.attention_dropout = Dropout(config.attention_dropout)
-        self.projection_dropout = Dropout(config.dropout)
         self.heads = sizes.heads
 
     def __call__(
         self,
         tokens: Float[Array, "tokens dim"],
-        state: eqx.nn.State,
+        state: State,
         grid: tuple[int, int],
         *,
         key: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "tokens dim"], eqx.nn.State]:
+    ) -> tuple[Float[Array, "tokens dim"], State]:
         attention_key, projection_key = split_or_none(key)
-        dim = tokens.shape[1]
         prefix, x = _prefix_and_map(tokens, grid)
         query, state = self.query_projection(prefix, x, state)
         keys, state = self.key_projection(prefix, x, state)
         value, state = self.value_projection(prefix, x, state)
-        ((query,), (keys,), (value,)) = (split_heads(part, 1, self.heads) for part in (query, keys, value))
-        mixed = attend(
+        (query,), (keys,), (value,) = (split_heads(part, 1, self.heads) for part in (query, keys, value))
+        attended = attend(
             query,
             keys,
             value,
-            scale=dim**-0.5,  # of the whole width, not of one head: as the official code has it
+            scale=tokens.shape[1] ** -0.5,  # of the whole width, not of one head: as the official code has it
             dropout=self.attention_dropout,
             dropout_key=attention_key,
         )
-        return self.projection_dropout(self.projection(merge_heads(mixed)), key=projection_key), state
+        return self.projection(merge_heads(attended), key=projection_key), state
 
 
 class Block(eqx.nn.StatefulLayer):
@@ -247,9 +233,9 @@ class Block(eqx.nn.StatefulLayer):
 
     def __init__(self, config: CvTConfig, sizes: StageSizes, *, key: PRNGKeyArray) -> None:
         attention_key, mlp_key = jax.random.split(key)
-        self.norm1 = LayerNorm(sizes.dim, 1e-5)
+        self.norm1 = LayerNorm(sizes.dim, NORM_EPS)
         self.attention = Attention(config, sizes, key=attention_key)
-        self.norm2 = LayerNorm(sizes.dim, 1e-5)
+        self.norm2 = LayerNorm(sizes.dim, NORM_EPS)
         self.mlp = MLP(
             sizes.dim,
             int(sizes.dim * sizes.mlp_mult),
@@ -262,12 +248,12 @@ class Block(eqx.nn.StatefulLayer):
     def __call__(
         self,
         tokens: Float[Array, "tokens dim"],
-        state: eqx.nn.State,
+        state: State,
         grid: tuple[int, int],
         drop_scale: float | Float[Array, ""] = 1.0,
         *,
         key: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "tokens dim"], eqx.nn.State]:
+    ) -> tuple[Float[Array, "tokens dim"], State]:
         attention_key, path1_key, mlp_key, path2_key = split_or_none(key, 4)
         branch, state = self.attention(self.norm1(tokens), state, grid, key=attention_key)
         tokens = tokens + self.drop_path(branch, drop_scale, key=path1_key)
@@ -276,86 +262,98 @@ class Block(eqx.nn.StatefulLayer):
 
 
 class Stage(eqx.nn.StatefulLayer):
-    """Token embedding and blocks: a map to the tokens of a smaller one, class token first where there is one."""
+    """Token embedding (section 3.1) and blocks."""
 
     token_embedding: Conv
     norm: LayerNorm
     class_token: Float[Array, "1 dim"] | None
     embedding_dropout: Dropout
-    blocks: Stack
+    blocks: Stack[Block]
 
     def __init__(self, config: CvTConfig, channels: int, sizes: StageSizes, *, key: PRNGKeyArray) -> None:
         embedding_key, token_key, blocks_key = jax.random.split(key, 3)
         self.token_embedding = Conv(
             channels, sizes.dim, sizes.kernel, stride=sizes.stride, padding=sizes.padding, key=embedding_key
         )
-        self.norm = LayerNorm(sizes.dim, 1e-5)
+        self.norm = LayerNorm(sizes.dim, NORM_EPS)
         self.class_token = truncated_normal()(token_key, (1, sizes.dim)) if sizes.class_token else None
         self.embedding_dropout = Dropout(config.dropout)
-        self.blocks = Stack.build(lambda key: Block(config, sizes, key=key), sizes.depth, key=blocks_key)
+        self.blocks = Stack.build(functools.partial(Block, config, sizes), sizes.depth, key=blocks_key)
+
+    def embed(
+        self, x: Float[Array, "rows columns channels"], *, key: PRNGKeyArray | None
+    ) -> Float[Array, "new_rows new_columns dim"]:
+        """The image, or the map of the stage before, to that of this stage."""
+        return self.embedding_dropout(self.norm(self.token_embedding(x)), key=key)
 
     def __call__(
-        self, x: Float[Array, "rows columns channels"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
-    ) -> tuple[Float[Array, "tokens dim"], eqx.nn.State]:
-        embedding_key, blocks_key = split_or_none(key)
-        x = self.norm(self.token_embedding(x))
+        self, x: Float[Array, "rows columns dim"], state: State, *, key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, "tokens dim"], State]:
+        """The tokens after the blocks, class token first where there is one."""
+        token_key, blocks_key = split_or_none(key)
         tokens = x.reshape(-1, x.shape[-1])
         if self.class_token is not None:
-            tokens = jnp.concatenate([self.class_token, tokens])
-        tokens = self.embedding_dropout(tokens, key=embedding_key)
-        scales = ramp(len(self.blocks))
-        return self.blocks.with_state(tokens, state, x.shape[:2], scanned=(scales,), key=blocks_key)
+            tokens = jnp.concatenate([self.embedding_dropout(self.class_token, key=token_key), tokens])
+        (scales,) = drop_path_schedule([len(self.blocks)])
+        return self.blocks.with_state(tokens, state, x.shape[:2], xs=(scales,), key=blocks_key)
 
 
-class CvT(eqx.nn.StatefulLayer):
-    """CvT: one image of any size and the BatchNorm state to logits and state. See the module's text for the shapes.
+class CvT(StatefulImageModel[CvTConfig]):
+    """CvT: one image of any size and the BatchNorm state to logits and state.
 
-    Made by `eqx_vit.create`, called through `eqx_vit.forward` in training, since BatchNorm needs the batch.
+        step                      shape                  cvt-13
+        image                     height width channels  224 224 3
+        stage i: token embedding  rows columns dim[i]    56 56 64, 28 28 192, 14 14 384
+        class token + map         tokens dim[i]          3136 64, 784 192, 197 384
+        depth[i] x block          tokens dim[i]          3136 64, 784 192, 197 384
+        norm                      tokens dim[-1]         197 384
+        pool                      dim[-1]                384
+        head                      num_classes            1000
 
-    **Raises:** `ValueError` for an image that does not fit the config, or a live dropout without a key.
+    The token embedding is a convolution of stride 4, then 2, and a norm. The class token belongs to the last stage;
+    the map alone goes from stage to stage. A block is attention and MLP, pre-norm, residual. The pool is the class
+    token, or the mean of the map.
     """
 
     stages: tuple[Stage, ...]
     norm: LayerNorm
     head: Linear | eqx.nn.Identity
-    config: CvTConfig = eqx.field(static=True)
 
     def __init__(self, config: CvTConfig, *, key: PRNGKeyArray) -> None:
         *stage_keys, head_key = jax.random.split(key, len(STAGES) + 1)
         widths = (config.channels, *(sizes.dim for sizes in config.stages))
-        self.stages = tuple(
-            Stage(config, channels, sizes, key=key)
-            for channels, sizes, key in zip(widths, config.stages, stage_keys, strict=False)
-        )
-        self.norm = LayerNorm(widths[-1], 1e-5)
-        self.head = _head(config, widths[-1], key=head_key)
         self.config = config
+        self.stages = tuple(
+            Stage(config, channels, sizes, key=stage_key)
+            for channels, sizes, stage_key in zip(widths, config.stages, stage_keys, strict=False)
+        )
+        self.norm = LayerNorm(widths[-1], NORM_EPS)
+        # The official initialisation reaches the weight alone: the bias is left at PyTorch's default.
+        self.head = make_head(widths[-1], config.num_classes, bias_init=fan_in_uniform(widths[-1]), key=head_key)
 
-    @image_door
-    def features(
-        self, image: Float[Array, "height width channels"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
-    ) -> tuple[Float[Array, "tokens dim"], eqx.nn.State]:
+    def embed(
+        self, image: Float[Array, "height width channels"], state: State, *, key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, "rows columns dim"], State]:
+        """The map of the first stage."""
+        return self.stages[0].embed(image, key=key), state
+
+    def encode(
+        self, x: Float[Array, "rows columns dim"], state: State, *, key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, "tokens last_dim"], State]:
         """The tokens of the last stage, class token first, after the final norm."""
-        keys = split_or_none(key, len(STAGES))
-        x, grid = image, image.shape[:2]
-        for stage, sizes, stage_key in zip(self.stages, self.config.stages, keys, strict=True):
-            grid = sizes.grid(*grid)
-            tokens, state = stage(x, state, key=stage_key)
-            _, x = _prefix_and_map(tokens, grid)
+        first_key, *later_keys = split_or_none(key, len(STAGES))
+        tokens, state = self.stages[0](x, state, key=first_key)
+        for stage, stage_key in zip(self.stages[1:], later_keys, strict=True):
+            embedding_key, blocks_key = split_or_none(stage_key)
+            rows, columns, _ = x.shape
+            _, x = _prefix_and_map(tokens, (rows, columns))
+            x = stage.embed(x, key=embedding_key)
+            tokens, state = stage(x, state, key=blocks_key)
         return self.norm(tokens), state
 
-    @image_door
-    def __call__(
-        self, image: Float[Array, "height width channels"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
-    ) -> tuple[Float[Array, " classes"], eqx.nn.State]:
-        """Logits and state, from the class token, or from the mean over the map without one."""
-        tokens, state = self.features(image, state, key=key)
-        pooled = tokens[0] if self.config.class_token else jnp.mean(tokens, axis=0)
-        return self.head(pooled), state
-
-    def resized(self, image_size: int | tuple[int, int]) -> tuple[CvTConfig, dict[str, Array]]:
-        """The config as it is: the model takes any size."""
-        return self.config, {}
+    def classify(self, features: Float[Array, "tokens dim"], state: State) -> tuple[Float[Array, " classes"], State]:
+        """Logits from the class token, or from the mean over the map without one."""
+        return self.head(pool_tokens(features, "cls" if self.config.class_token else "mean", 0)), state
 
 
 def _prefix_and_map(
@@ -364,13 +362,6 @@ def _prefix_and_map(
     """The class token, if there is one (else no tokens), and the map."""
     prefix = tokens.shape[0] - grid[0] * grid[1]
     return tokens[:prefix], tokens[prefix:].reshape(*grid, tokens.shape[1])
-
-
-def _head(config: CvTConfig, dim: int, *, key: PRNGKeyArray) -> Linear | eqx.nn.Identity:
-    if config.num_classes == 0:
-        return eqx.nn.Identity()
-    # The official initialisation reaches the weight alone: the bias is left at PyTorch's default.
-    return Linear(dim, config.num_classes, bias_init=fan_in_uniform(dim), key=key)
 
 
 _CVT_13 = CvTConfig(s3_drop_path=0.1)

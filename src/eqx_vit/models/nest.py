@@ -1,17 +1,8 @@
 """Nested hierarchical transformer, NesT (arXiv 2105.12723).
 
-The idea: plain transformers inside non-overlapping blocks of the map, never across; between the levels of a hierarchy a
-convolution and a max pool over the whole map let neighbouring blocks speak, and halve it: a quarter of the blocks is
-left, each as large as before. At the top there is one.
-
-    image                    height width channels
-    patch embedding          rows columns dim[0]             rows = height / patch height, columns = width / patch width
-    level i:
-      aggregation            rows columns dim[i]             halves the map; not in the first level
-      positions              windows positions dim[i]        windows = 4 ** (levels - 1 - i), the blocks of the paper
-      block_repeats[i] x block   windows positions dim[i]    attention inside each window, and MLP; pre-norm, residual
-    norm                     rows columns dim[-1]            one window
-    pool, head               num_classes                     the mean over the map
+The idea: plain transformers inside non-overlapping blocks of the map, never across; between the stages of a hierarchy a
+convolution and a max pool over the whole map let neighbouring blocks exchange information, and halve it: a quarter of
+the blocks is left, each as large as before. At the top there is one.
 
 Axes: windows = blocks of the map, row-major; positions = places inside one, row-major; dim = width of a token.
 No departure from the official code (google-research/nested-transformer); beyond it, images need not be square.
@@ -20,9 +11,10 @@ its untrained variants pad the max pool on all sides (`pool_padding="symmetric"`
 """
 
 import functools
-import typing
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -34,49 +26,60 @@ from eqx_vit.layers import (
     Attention,
     Conv,
     Dropout,
-    DropPath,
     LayerNorm,
     Linear,
+    OutputProjection,
     PatchEmbedding,
+    PreNormBlock,
     Stack,
     attend,
+    drop_path_schedule,
+    dropout_active,
     from_windows,
     gelu,
     gelu_tanh,
-    image_door,
-    is_live,
-    lean,
+    kernels,
+    make_head,
     max_pool,
     merge_heads,
-    ramp,
     split_heads,
     split_or_none,
+    stack_or_none,
     to_windows,
 )
-from eqx_vit.layers.config import check, check_fields, check_multiple, check_positive, check_rates, pair, per_stage
+from eqx_vit.layers.config import Size, check, check_heads, check_multiple, check_stages, no_type_check, pair, per_stage
 from eqx_vit.layers.init import constant, truncated_normal
+from eqx_vit.model import PatchGridConfig, StatelessImageModel
 from eqx_vit.models.source import Source
 
 _INIT = truncated_normal(0.02, sigmas=2.0)  # of every kernel and table, as Flax cuts it
 
 
-@typing.no_type_check
-@dataclass(frozen=True, kw_only=True)
-class NesTConfig:
-    """Everything that defines a NesT. Levels count from the finest up: many windows first, one window last."""
+class StageSizes(NamedTuple):
+    """The numbers of one stage."""
 
-    image_size: int | tuple[int, int]  # a multiple of patch_size * 2 ** (num_hierarchies - 1)
-    patch_size: int | tuple[int, int]
-    num_classes: int  # 0: no head, the pooled features come out
-    dim: int | tuple[int, ...]  # one number: of the first level, times scale_dims from level to level
+    dim: int
+    heads: int
+    head_dim: int
+    mlp_dim: int
+    depth: int
+    windows: int
+
+
+@no_type_check
+@dataclass(frozen=True, kw_only=True)
+class NesTConfig(PatchGridConfig["NesT"]):
+    """Everything that defines a NesT. Stages count from the finest up: many windows first, one window last."""
+
+    image_size: Size  # a multiple of patch_size * 2 ** (num_hierarchies - 1)
+    dim: int | tuple[int, ...]  # one number: of the first stage, times scale_dims from stage to stage
     heads: int | tuple[int, ...]  # likewise
-    num_hierarchies: int  # levels
-    block_repeats: int | tuple[int, ...]  # transformer blocks of each level
+    num_hierarchies: int  # stages
+    block_repeats: int | tuple[int, ...]  # transformer blocks of each stage
     mlp_mult: float = 4.0  # MLP width, in multiples of dim
     dropout: float = 0.0  # attention output, inside and after the MLP
-    channels: int = 3
     dim_head: int | None = None  # None: dim // heads
-    scale_dims: int = 2  # 1: the same dim and heads in all levels (the official CIFAR models)
+    scale_dims: int = 2  # 1: the same dim and heads in all stages (the official CIFAR models)
     multi_query: bool = False  # one key and value head for all query heads (the official CIFAR models)
     qkv_bias: bool = True
     attention_dropout: float = 0.0  # attention weights
@@ -85,83 +88,63 @@ class NesTConfig:
     approximate_gelu: bool = True  # the tanh form of the official code
     norm_eps: float = 1e-6
 
-    def __post_init__(self):
-        check_fields(self)
-        check_positive(self, "image_size", "patch_size", "dim", "heads", "num_hierarchies", "block_repeats", "channels")
-        check_positive(self, "dim_head", "scale_dims")
-        check_rates(self, "dropout", "attention_dropout", "drop_path")
-        check(self.num_classes >= 0, f"NesTConfig.num_classes must not be negative, given {self.num_classes}")
-        for name in ("dim", "heads", "block_repeats"):
-            count = len(per_stage(getattr(self, name), 1))
-            check(
-                count <= self.num_hierarchies,
-                f"NesTConfig.{name} has {count} values for num_hierarchies={self.num_hierarchies}",
-            )
-        for dim, heads in zip(self.dims, self.heads_of_levels, strict=True):
-            check(int(dim * self.mlp_mult) > 0, f"NesTConfig.mlp_mult leaves no MLP, given {self.mlp_mult}")
-            check(
-                self.dim_head is not None or dim % heads == 0,
-                f"dim {dim} is not a multiple of heads {heads}: change one, or give dim_head",
-            )
-        windows = 2 ** (self.num_hierarchies - 1)
-        step = tuple(size * windows for size in pair(self.patch_size))
-        check_multiple("image_size", self.image_size, step[0] if isinstance(self.patch_size, int) else step)
+    def check(self) -> None:
+        check_stages(self, self.num_hierarchies, "num_hierarchies", "dim", "heads", "block_repeats")
+        for sizes in self.stages:
+            check(sizes.mlp_dim > 0, f"NesTConfig.mlp_mult leaves no MLP, given {self.mlp_mult}")
+            if self.dim_head is None:
+                check_heads(sizes.dim, sizes.heads)
+        side = 2 ** (self.num_hierarchies - 1)
+        height, width = pair(self.patch_size)
+        step = side * height if isinstance(self.patch_size, int) else (side * height, side * width)
+        check_multiple("image_size", self.image_size, step)
 
     @property
-    def dims(self):
-        return self._per_level(self.dim)
+    def stages(self) -> tuple[StageSizes, ...]:
+        count = self.num_hierarchies
+        dims, heads = self._scale(self.dim), self._scale(self.heads)
+        head_dims = (self.dim_head or dim // number for dim, number in zip(dims, heads, strict=True))
+        mlp_dims = (int(dim * self.mlp_mult) for dim in dims)
+        windows = (4 ** (count - 1 - stage) for stage in range(count))
+        return tuple(map(StageSizes, dims, heads, head_dims, mlp_dims, per_stage(self.block_repeats, count), windows))
 
     @property
-    def heads_of_levels(self):
-        return self._per_level(self.heads)
+    def window(self) -> tuple[int, int]:
+        """(height, width) of a window in tokens, the same in all stages: the last stage's whole map."""
+        side, (rows, columns) = 2 ** (self.num_hierarchies - 1), self.grid
+        return rows // side, columns // side
 
-    @property
-    def depths(self):
-        return per_stage(self.block_repeats, self.num_hierarchies)
-
-    @property
-    def window(self):
-        """(height, width) of a window in tokens, the same in all levels: the last level's whole map."""
-        windows = 2 ** (self.num_hierarchies - 1)
-        sizes = zip(pair(self.image_size), pair(self.patch_size), strict=True)
-        return tuple(length // patch // windows for length, patch in sizes)
-
-    def windows(self, level):
-        """How many windows the map of `level` has."""
-        return 4 ** (self.num_hierarchies - 1 - level)
-
-    def check_image_size(self, height, width):
+    def check_image_size(self, height: int, width: int) -> None:
         check(
             (height, width) == pair(self.image_size),
             f"this NesT takes images of {pair(self.image_size)}, given {(height, width)}: resize the image, or build "
             f"the model with image_size=({height}, {width})",
         )
 
-    def _per_level(self, value):
-        if isinstance(value, int):
-            return tuple(value * self.scale_dims**level for level in range(self.num_hierarchies))
-        return per_stage(value, self.num_hierarchies)
+    def _scale(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
+        count = self.num_hierarchies
+        scaled = isinstance(value, int)
+        return tuple(value * self.scale_dims**stage for stage in range(count)) if scaled else per_stage(value, count)
 
 
 class MultiQueryAttention(eqx.Module):
-    """Attention whose heads ask with queries of their own, but share one head of keys and values."""
+    """Attention whose heads have queries of their own, but share one head of keys and values."""
 
     query: Linear
     key_value: Linear  # rows: k, v
-    projection: Linear
+    projection: OutputProjection
     attention_dropout: Dropout
-    projection_dropout: Dropout
     heads: int = eqx.field(static=True)
 
-    def __init__(self, config: NesTConfig, level: int, *, key: PRNGKeyArray) -> None:
+    def __init__(self, config: NesTConfig, sizes: StageSizes, *, key: PRNGKeyArray) -> None:
         query_key, key_value_key, projection_key = jax.random.split(key, 3)
-        dim, self.heads = config.dims[level], config.heads_of_levels[level]
-        size, bias = config.dim_head or dim // self.heads, config.qkv_bias
-        self.query = Linear(dim, self.heads * size, use_bias=bias, weight_init=_INIT, key=query_key)
-        self.key_value = Linear(dim, 2 * size, use_bias=bias, weight_init=_INIT, key=key_value_key)
-        self.projection = Linear(self.heads * size, dim, weight_init=_INIT, key=projection_key)
+        dim, inner = sizes.dim, sizes.heads * sizes.head_dim
+        make = functools.partial(Linear, use_bias=config.qkv_bias, weight_init=_INIT)
+        self.query = make(dim, inner, key=query_key)
+        self.key_value = make(dim, 2 * sizes.head_dim, key=key_value_key)
+        self.projection = OutputProjection(inner, dim, dropout=config.dropout, weight_init=_INIT, key=projection_key)
         self.attention_dropout = Dropout(config.attention_dropout)
-        self.projection_dropout = Dropout(config.dropout)
+        self.heads = sizes.heads
 
     def __call__(
         self, tokens: Float[Array, "tokens dim"], *, key: PRNGKeyArray | None = None
@@ -169,67 +152,38 @@ class MultiQueryAttention(eqx.Module):
         attention_key, projection_key = split_or_none(key)
         (query,) = split_heads(self.query(tokens), 1, self.heads)
         keys, value = (jnp.broadcast_to(shared, query.shape) for shared in split_heads(self.key_value(tokens), 2, 1))
-        mixed = attend(query, keys, value, dropout=self.attention_dropout, dropout_key=attention_key)
-        return self.projection_dropout(self.projection(merge_heads(mixed)), key=projection_key)
+        attended = attend(query, keys, value, dropout=self.attention_dropout, dropout_key=attention_key)
+        return self.projection(merge_heads(attended), key=projection_key)
 
 
-class Block(eqx.Module):
-    """Attention inside each window, and an MLP, each normalised before and added after (equation 1)."""
+class LocalAttention(eqx.Module):
+    """Attention inside each window (equation 1)."""
 
-    norm1: LayerNorm
     attention: Attention | MultiQueryAttention
-    norm2: LayerNorm
-    mlp: MLP
-    drop_path: DropPath
 
-    def __init__(self, config: NesTConfig, level: int, *, key: PRNGKeyArray) -> None:
-        attention_key, mlp_key = jax.random.split(key)
-        dim = config.dims[level]
-        self.norm1 = LayerNorm(dim, config.norm_eps)
+    def __init__(self, config: NesTConfig, sizes: StageSizes, *, key: PRNGKeyArray) -> None:
         self.attention = (
-            MultiQueryAttention(config, level, key=attention_key)
+            MultiQueryAttention(config, sizes, key=key)
             if config.multi_query
             else Attention(
-                dim,
-                config.heads_of_levels[level],
-                head_dim=config.dim_head,
+                sizes.dim,
+                sizes.heads,
+                head_dim=sizes.head_dim,
                 qkv_bias=config.qkv_bias,
                 dropout=config.dropout,
                 attention_dropout=config.attention_dropout,
                 qkv_init=_INIT,
                 projection_init=_INIT,
-                key=attention_key,
+                key=key,
             )
         )
-        self.norm2 = LayerNorm(dim, config.norm_eps)
-        self.mlp = MLP(
-            dim,
-            int(dim * config.mlp_mult),
-            activation=gelu_tanh if config.approximate_gelu else gelu,
-            dropout=config.dropout,
-            weight_init=_INIT,
-            key=mlp_key,
-        )
-        self.drop_path = DropPath(config.drop_path)
 
     def __call__(
-        self,
-        windows: Float[Array, "windows positions dim"],
-        drop_scale: float | Float[Array, ""] = 1.0,
-        *,
-        key: PRNGKeyArray | None = None,
+        self, windows: Float[Array, "windows positions dim"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "windows positions dim"]:
-        attention_key, path1_key, mlp_key, path2_key = split_or_none(key, 4)
-        # A key for each window costs time, also where only the drop-path is live.
-        keys = None
-        if attention_key is not None and is_live(self.attention):
-            keys = jax.random.split(attention_key, windows.shape[0])
-        # Two windows at a time: what attention makes of more leaves the processor's cache.
-        attention = lean(lambda window: self.attention(window[0], key=window[1]))
-        branch = jax.lax.map(attention, (self.norm1(windows), keys), batch_size=min(2, windows.shape[0]))
-        windows = windows + self.drop_path(branch, drop_scale, key=path1_key)
-        branch = self.mlp(self.norm2(windows), key=mlp_key)
-        return windows + self.drop_path(branch, drop_scale, key=path2_key)
+        # A key for each window costs time, also where only the drop-path is active.
+        keys = stack_or_none(key if dropout_active(self.attention) else None, len(windows))
+        return kernels.map_windows(lambda window, key: self.attention(window, key=key), windows, keys)
 
 
 class Aggregation(eqx.Module):
@@ -248,88 +202,103 @@ class Aggregation(eqx.Module):
         return max_pool(self.norm(self.conv(x)), 3, 2, self.padding)
 
 
-class Level(eqx.Module):
-    """One level of the hierarchy, from map to map."""
+class Stage(eqx.Module):
+    """One level of the hierarchy: the map is cut into windows, and put together again after the blocks."""
 
-    aggregation: Aggregation | None
+    aggregation: Aggregation | eqx.nn.Identity
     position_embedding: Float[Array, "windows positions dim"]
-    blocks: Stack
+    blocks: Stack[PreNormBlock[LocalAttention]]
     window: tuple[int, int] = eqx.field(static=True)
 
-    def __init__(self, config: NesTConfig, level: int, *, key: PRNGKeyArray) -> None:
+    def __init__(self, config: NesTConfig, dim: int | None, sizes: StageSizes, *, key: PRNGKeyArray) -> None:
+        """`dim`: of the stage before; None for the first stage, which has no aggregation."""
         aggregation_key, position_key, blocks_key = jax.random.split(key, 3)
-        dim, self.window = config.dims[level], config.window
-        before = config.dims[level - 1]
-        self.aggregation = Aggregation(before, dim, config, key=aggregation_key) if level else None
-        shape = (config.windows(level), self.window[0] * self.window[1], dim)
-        self.position_embedding = _INIT(position_key, shape)
-        self.blocks = Stack.build(functools.partial(_block, config, level), config.depths[level], key=blocks_key)
+        aggregate = functools.partial(Aggregation, new_dim=sizes.dim, config=config, key=aggregation_key)
+        self.aggregation = eqx.nn.Identity() if dim is None else aggregate(dim)
+        self.position_embedding = _INIT(position_key, (sizes.windows, math.prod(config.window), sizes.dim))
+        self.blocks = Stack.build(functools.partial(_make_block, config, sizes), sizes.depth, key=blocks_key)
+        self.window = config.window
+
+    def embed(self, x: Float[Array, "rows columns dim"]) -> Float[Array, "windows positions new_dim"]:
+        """The windows that the blocks take, with their positions, of the map of patches or of the stage before."""
+        return to_windows(self.aggregation(x), self.window) + self.position_embedding
 
     def __call__(
         self,
-        x: Float[Array, "rows columns dim"],
+        windows: Float[Array, "windows positions dim"],
         drop_scales: Float[Array, " depth"],
         *,
-        key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "new_rows new_columns new_dim"]:
-        x = x if self.aggregation is None else self.aggregation(x)
-        windows = to_windows(x, self.window) + self.position_embedding
-        windows = self.blocks(windows, scanned=(drop_scales,), key=key)
-        return from_windows(windows, self.window, (x.shape[0], x.shape[1]))
+        key: PRNGKeyArray | None,
+    ) -> Float[Array, "rows columns dim"]:
+        side, (height, width) = math.isqrt(len(windows)), self.window
+        windows = self.blocks(windows, xs=(drop_scales,), key=key)
+        return from_windows(windows, self.window, (side * height, side * width))
 
 
-class NesT(eqx.Module):
-    """Nested hierarchical transformer: one image to logits. See the module's text for the shapes.
+class NesT(StatelessImageModel[NesTConfig]):
+    """Nested hierarchical transformer: one image to logits.
 
-    **Raises:** `ValueError` for an image that does not fit the config, or a live dropout without a key.
+        step                         shape                     nest_tiny_jx
+        image                        height width channels     224 224 3
+        patch embedding              rows columns dim[0]       56 56 96
+        stage i: aggregation         rows columns dim[i]       from the second on: 28 28 192, then 14 14 384
+          windows and positions      windows positions dim[i]  16 196 96, then 4 196 192, 1 196 384
+          block_repeats[i] x block   windows positions dim[i]  16 196 96, ...
+        norm                         rows columns dim[-1]      14 14 384
+        mean over the map            dim[-1]                   384
+        head                         num_classes               1000
+
+    rows = height / patch height, columns = width / patch width, halved by each aggregation. A block is attention inside
+    each window, and MLP, pre-norm, residual. windows = 4 ** (stages - 1 - i): the last stage is one window.
     """
 
     patch_embedding: PatchEmbedding
-    levels: tuple[Level, ...]
+    stages: tuple[Stage, ...]
     norm: LayerNorm
     head: Linear | eqx.nn.Identity
-    config: NesTConfig = eqx.field(static=True)
 
     def __init__(self, config: NesTConfig, *, key: PRNGKeyArray) -> None:
-        patch_key, levels_key, head_key = jax.random.split(key, 3)
+        patch_key, stages_key, head_key = jax.random.split(key, 3)
+        first, last = config.stages[0], config.stages[-1]
+        self.config = config
         self.patch_embedding = PatchEmbedding(
             pair(config.patch_size),
             config.channels,
-            config.dims[0],
+            first.dim,
             weight_init=_INIT,
             bias_init=constant(0.0),
             key=patch_key,
         )
-        self.levels = tuple(
-            Level(config, level, key=key)
-            for level, key in enumerate(jax.random.split(levels_key, config.num_hierarchies))
+        before = (None, *(sizes.dim for sizes in config.stages))
+        stage_keys = jax.random.split(stages_key, len(config.stages))
+        self.stages = tuple(
+            Stage(config, dim, sizes, key=stage_key)
+            for dim, sizes, stage_key in zip(before, config.stages, stage_keys, strict=False)
         )
-        self.norm = LayerNorm(config.dims[-1], config.norm_eps)
-        classes = config.num_classes
-        self.head = Linear(config.dims[-1], classes, weight_init=_INIT, key=head_key) if classes else eqx.nn.Identity()
-        self.config = config
+        self.norm = LayerNorm(last.dim, config.norm_eps)
+        self.head = make_head(last.dim, config.num_classes, weight_init=_INIT, key=head_key)
 
-    @image_door
-    def features(
-        self, image: Float[Array, "height width channels"], *, key: PRNGKeyArray | None = None
-    ) -> Float[Array, "rows columns dim"]:
-        """The map of the last level, one window, after the final norm."""
-        keys = split_or_none(key, self.config.num_hierarchies)
-        scales = ramp(sum(self.config.depths))
-        x, start = self.patch_embedding(image), 0
-        for level, depth, key in zip(self.levels, self.config.depths, keys, strict=True):
-            x = level(x, scales[start : start + depth], key=key)
-            start += depth
+    def embed(
+        self, image: Float[Array, "height width channels"], *, key: PRNGKeyArray | None
+    ) -> Float[Array, "windows positions dim"]:
+        """The windows of the first stage, with their positions."""
+        return self.stages[0].embed(self.patch_embedding(image))
+
+    def encode(
+        self, x: Float[Array, "windows positions dim"], *, key: PRNGKeyArray | None
+    ) -> Float[Array, "rows columns new_dim"]:
+        """The map of the last stage, one window, after the final norm."""
+        schedules = drop_path_schedule([sizes.depth for sizes in self.config.stages])
+        keys = split_or_none(key, len(self.stages))
+        for index, (stage, schedule, stage_key) in enumerate(zip(self.stages, schedules, keys, strict=True)):
+            x = stage(stage.embed(x) if index else x, schedule, key=stage_key)
         return self.norm(x)
 
-    @image_door
-    def __call__(
-        self, image: Float[Array, "height width channels"], *, key: PRNGKeyArray | None = None
-    ) -> Float[Array, " classes"]:
-        """Logits."""
-        return self.head(jnp.mean(self.features(image, key=key), axis=(0, 1)))
+    def classify(self, features: Float[Array, "rows columns dim"]) -> Float[Array, " classes"]:
+        """Logits of the mean over the map."""
+        return self.head(jnp.mean(features, axis=(0, 1)))
 
-    def resized(self, image_size: int | tuple[int, int]) -> tuple[NesTConfig, dict[str, Array]]:
+    def resize_spec(self, image_size: Size) -> tuple[NesTConfig, Mapping[str, Array]]:
         """**Raises:** `ValueError`: the tables belong to windows of one size, and no official rule resizes them."""
         raise ValueError(
             f"NesT cannot be resized to {image_size}: its position tables belong to windows of {self.config.window}; "
@@ -337,8 +306,18 @@ class NesT(eqx.Module):
         )
 
 
-def _block(config: NesTConfig, level: int, key: PRNGKeyArray) -> Block:
-    return Block(config, level, key=key)
+def _make_block(config: NesTConfig, sizes: StageSizes, *, key: PRNGKeyArray) -> PreNormBlock[LocalAttention]:
+    attention_key, mlp_key = jax.random.split(key)
+    mlp = MLP(
+        sizes.dim,
+        sizes.mlp_dim,
+        activation=gelu_tanh if config.approximate_gelu else gelu,
+        dropout=config.dropout,
+        weight_init=_INIT,
+        key=mlp_key,
+    )
+    attention = LocalAttention(config, sizes, key=attention_key)
+    return PreNormBlock(attention, mlp, sizes.dim, norm_eps=config.norm_eps, drop_path=config.drop_path)
 
 
 def _preset(dim: int, heads: int, repeats: tuple[int, ...], drop_path: float) -> NesTConfig:

@@ -4,27 +4,20 @@ The idea: pairs of layers run side by side instead of in turn. Half the depth, t
 accuracy, and more work at once. `ParallelViTHMLP` also has the paper's hMLP stem, which suits masked pre-training: it
 cuts patches in three steps that never mix two patches. The stem has BatchNorm, hence a class of its own, with state.
 
-    image                     height width channels
-    patch embedding           rows columns dim           rows = height / patch height, columns = width / patch width
-      or hMLP stem            rows columns dim           cuts of 4, 2 and 2 pixels, each with BatchNorm
-    class token + patches     tokens dim                 positions added to the patches alone
-    depth x block             tokens dim                 the sum of all attentions, then the sum of all MLPs
-    norm                      tokens dim
-    pool                      dim                        the class token, or the mean of the patches
-    head                      num_classes
-
 Axes: tokens = 1 + rows * columns; dim = width of a token. Every branch has its own norm and its own scale.
 No departure from the official code (facebookresearch/deit) and timm's `ParallelThingsBlock`; `prefix_positions` and
 `drop_path_ramp` select between them (official: False, False; timm: True, True).
 """
 
-import typing
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Generic, Literal, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from equinox.nn import State
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from eqx_vit.layers import (
@@ -38,34 +31,36 @@ from eqx_vit.layers import (
     Linear,
     PatchEmbedding,
     Stack,
+    drop_path_schedule,
     gelu,
-    image_door,
-    ramp,
+    make_head,
+    make_layer_scale,
+    pool_tokens,
     resize_table,
     split_or_none,
+    stack_or_none,
 )
-from eqx_vit.layers.config import check, check_fields, check_multiple, check_positive, check_rates, pair
+from eqx_vit.layers.config import Size, check, check_heads, no_type_check, pair
 from eqx_vit.layers.init import truncated_normal
+from eqx_vit.model import Model, PatchGridConfig, StatefulImageModel, StatelessImageModel
 from eqx_vit.models.source import Source
 
-_HMLP_CUTS = (4, 2, 2)
+HMLP_CUTS = (4, 2, 2)
+
+Layer = TypeVar("Layer", Attention, MLP)
 
 
-@typing.no_type_check
+@no_type_check
 @dataclass(frozen=True, kw_only=True)
-class _Fields:
-    """What both configurations hold. `image_size`, `patch_size` are in pixels, one number or (height, width)."""
+class ParallelConfig(PatchGridConfig[Model]):
+    """What both configurations hold."""
 
-    image_size: int | tuple[int, int]
-    patch_size: int | tuple[int, int]
-    num_classes: int  # 0: no head, the pooled features come out
     dim: int
     depth: int  # of blocks: with two branches a depth of 18 holds the layers of a plain ViT of 36
     heads: int
     mlp_dim: int
     num_parallel_branches: int = 2
     pool: Literal["cls", "mean"] = "cls"  # mean: over the patches, the class token left out
-    channels: int = 3
     dim_head: int | None = None  # None: dim // heads
     dropout: float = 0.0  # attention weights, attention output, inside and after the MLP
     emb_dropout: float = 0.0  # after the positions are added
@@ -76,58 +71,33 @@ class _Fields:
     qkv_bias: bool = True
     norm_eps: float = 1e-6  # of the LayerNorms
 
-    @property
-    def grid(self):
-        (height, width), (patch_height, patch_width) = pair(self.image_size), pair(self.patch_size)
-        return height // patch_height, width // patch_width
-
-    def check_image_size(self, height, width):
-        check(
-            (height, width) == pair(self.image_size),
-            f"this ParallelViT takes images of {pair(self.image_size)}, given {(height, width)}: resize the image, or "
-            f"the model with eqx_vit.resize(model, ({height}, {width}))",
-        )
+    def check(self) -> None:
+        if self.dim_head is None:
+            check_heads(self.dim, self.heads)
 
 
-@typing.no_type_check
-def _check(config):
-    check_fields(config)
-    check_positive(config, "image_size", "patch_size", "dim", "depth", "heads", "mlp_dim", "num_parallel_branches")
-    check_positive(config, "channels", "dim_head")
-    check_rates(config, "dropout", "emb_dropout", "drop_path")
-    check(
-        config.num_classes >= 0,
-        f"{type(config).__name__}.num_classes must not be negative, given {config.num_classes}",
-    )
-    check_multiple("image_size", config.image_size, config.patch_size)
-    check(
-        config.dim_head is not None or config.dim % config.heads == 0,
-        f"dim {config.dim} is not a multiple of heads {config.heads}: change one, or give dim_head",
-    )
-
-
-@typing.no_type_check
+@no_type_check
 @dataclass(frozen=True, kw_only=True)
-class ParallelViTConfig(_Fields):
+class ParallelViTConfig(ParallelConfig["ParallelViT"]):
     """Everything that defines a ParallelViT."""
 
-    def __post_init__(self):
-        _check(self)
 
-
-@typing.no_type_check
+@no_type_check
 @dataclass(frozen=True, kw_only=True)
-class ParallelViTHMLPConfig(_Fields):
+class ParallelViTHMLPConfig(ParallelConfig["ParallelViTHMLP"]):
     """Everything that defines a ParallelViTHMLP: the same fields, with patches of 16 and `dim` a multiple of 4."""
 
-    def __post_init__(self):
-        _check(self)
+    def check(self) -> None:
+        super().check()
         check(
             pair(self.patch_size) == (16, 16),
-            f"the hMLP stem cuts patches of 16 (by {_HMLP_CUTS}), given patch_size {self.patch_size}: use 16, or "
+            f"the hMLP stem cuts patches of 16 (by {HMLP_CUTS}), given patch_size {self.patch_size}: use 16, or "
             "ParallelViTConfig",
         )
         check(self.dim % 4 == 0, f"the hMLP stem needs dim to be a multiple of 4, given {self.dim}")
+
+
+EitherConfig: TypeAlias = ParallelViTConfig | ParallelViTHMLPConfig
 
 
 class HMLPStem(eqx.nn.StatefulLayer):
@@ -138,201 +108,239 @@ class HMLPStem(eqx.nn.StatefulLayer):
 
     def __init__(self, channels: int, dim: int, *, key: PRNGKeyArray) -> None:
         widths = (channels, dim // 4, dim // 4, dim)
-        keys = jax.random.split(key, len(_HMLP_CUTS))
+        cut_keys = jax.random.split(key, len(HMLP_CUTS))
         self.cuts = tuple(
-            PatchEmbedding((size, size), before, after, key=key)
-            for size, before, after, key in zip(_HMLP_CUTS, widths[:-1], widths[1:], keys, strict=True)
+            PatchEmbedding((size, size), before, after, key=cut_key)
+            for size, before, after, cut_key in zip(HMLP_CUTS, widths[:-1], widths[1:], cut_keys, strict=True)
         )
         self.norms = tuple(BatchNorm(width) for width in widths[1:])
 
     def __call__(
-        self, image: Float[Array, "height width channels"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
-    ) -> tuple[Float[Array, "rows columns dim"], eqx.nn.State]:
+        self, image: Float[Array, "height width channels"], state: State, *, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "rows columns dim"], State]:
+        """`key` is not used."""
         x, state = self.norms[0](self.cuts[0](image), state)
         for cut, norm in zip(self.cuts[1:], self.norms[1:], strict=True):
             x, state = norm(cut(gelu(x)), state)
         return x, state
 
 
-class AttentionBranch(eqx.Module):
-    """Norm, attention, scale: one of the attentions that run side by side."""
+class Branch(eqx.Module, Generic[Layer]):
+    """Norm, layer, scale: one of the attentions, or of the MLPs, that run side by side."""
 
     norm: LayerNorm
-    attention: Attention
-    scale: LayerScale | eqx.nn.Identity
+    layer: Layer
+    layer_scale: LayerScale | eqx.nn.Identity
     drop_path: DropPath
 
-    def __init__(self, config: _Fields, *, key: PRNGKeyArray) -> None:
+    def __init__(self, layer: Layer, config: EitherConfig) -> None:
         self.norm = LayerNorm(config.dim, config.norm_eps)
-        self.attention = Attention(
-            config.dim,
-            config.heads,
-            head_dim=config.dim_head,
-            qkv_bias=config.qkv_bias,
-            dropout=config.dropout,
-            key=key,
-        )
-        self.scale = _layer_scale(config)
+        self.layer = layer
+        self.layer_scale = make_layer_scale(config.dim, config.layer_scale)
         self.drop_path = DropPath(config.drop_path)
 
     def __call__(
-        self, tokens: Float[Array, "tokens dim"], drop_scale: Float[Array, ""], *, key: PRNGKeyArray | None = None
+        self,
+        tokens: Float[Array, "tokens dim"],
+        drop_scale: float | Float[Array, ""] = 1.0,
+        *,
+        key: PRNGKeyArray | None = None,
     ) -> Float[Array, "tokens dim"]:
-        attention_key, path_key = split_or_none(key)
-        branch = self.scale(self.attention(self.norm(tokens), key=attention_key))
-        return self.drop_path(branch, drop_scale, key=path_key)
-
-
-class MLPBranch(eqx.Module):
-    """Norm, MLP, scale: one of the MLPs that run side by side."""
-
-    norm: LayerNorm
-    mlp: MLP
-    scale: LayerScale | eqx.nn.Identity
-    drop_path: DropPath
-
-    def __init__(self, config: _Fields, *, key: PRNGKeyArray) -> None:
-        self.norm = LayerNorm(config.dim, config.norm_eps)
-        self.mlp = MLP(config.dim, config.mlp_dim, dropout=config.dropout, key=key)
-        self.scale = _layer_scale(config)
-        self.drop_path = DropPath(config.drop_path)
-
-    def __call__(
-        self, tokens: Float[Array, "tokens dim"], drop_scale: Float[Array, ""], *, key: PRNGKeyArray | None = None
-    ) -> Float[Array, "tokens dim"]:
-        mlp_key, path_key = split_or_none(key)
-        branch = self.scale(self.mlp(self.norm(tokens), key=mlp_key))
+        layer_key, path_key = split_or_none(key)
+        branch = self.layer_scale(self.layer(self.norm(tokens), key=layer_key))
         return self.drop_path(branch, drop_scale, key=path_key)
 
 
 class Block(eqx.Module):
     """All attentions read the same tokens and are added to them; then all MLPs (section 3)."""
 
-    attentions: Stack
-    mlps: Stack
+    attentions: Stack[Branch[Attention]]
+    mlps: Stack[Branch[MLP]]
 
-    def __init__(self, config: _Fields, *, key: PRNGKeyArray) -> None:
+    def __init__(self, config: EitherConfig, *, key: PRNGKeyArray) -> None:
         attentions_key, mlps_key = jax.random.split(key)
         branches = config.num_parallel_branches
-        self.attentions = Stack.build(lambda key: AttentionBranch(config, key=key), branches, key=attentions_key)
-        self.mlps = Stack.build(lambda key: MLPBranch(config, key=key), branches, key=mlps_key)
+        self.attentions = Stack.build(functools.partial(_make_attention, config), branches, key=attentions_key)
+        self.mlps = Stack.build(functools.partial(_make_mlp, config), branches, key=mlps_key)
 
     def __call__(
-        self, tokens: Float[Array, "tokens dim"], drop_scale: Float[Array, ""], *, key: PRNGKeyArray | None = None
+        self,
+        tokens: Float[Array, "tokens dim"],
+        drop_scale: float | Float[Array, ""] = 1.0,
+        *,
+        key: PRNGKeyArray | None = None,
     ) -> Float[Array, "tokens dim"]:
         attentions_key, mlps_key = split_or_none(key)
-        tokens = tokens + self.attentions.summed(tokens, drop_scale, key=attentions_key)
-        return tokens + self.mlps.summed(tokens, drop_scale, key=mlps_key)
+        tokens = tokens + sum_over_blocks(self.attentions, tokens, drop_scale, key=attentions_key)
+        return tokens + sum_over_blocks(self.mlps, tokens, drop_scale, key=mlps_key)
 
 
-class _Encoder(eqx.Module):
-    """What the two models share: everything after the patches."""
+def sum_over_blocks(
+    branches: Stack[Branch[Layer]],
+    tokens: Float[Array, "tokens dim"],
+    drop_scale: float | Float[Array, ""] = 1.0,
+    *,
+    key: PRNGKeyArray | None = None,
+) -> Float[Array, "tokens dim"]:
+    """The sum of what all branches of a stack make of the same tokens, each with a key of its own."""
+    arrays, static = eqx.partition(branches.block, eqx.is_array)
+
+    def run(arrays: Branch[Layer], key: PRNGKeyArray | None) -> Float[Array, "tokens dim"]:
+        return eqx.combine(arrays, static)(tokens, drop_scale, key=key)
+
+    return jnp.sum(jax.vmap(run)(arrays, stack_or_none(key, len(branches))), axis=0)
+
+
+class Encoder(eqx.Module):
+    """What both models do with the patches: class token, positions, blocks, norm."""
 
     class_token: Float[Array, "1 dim"]
     position_embedding: Float[Array, "positions dim"]
     embedding_dropout: Dropout
-    blocks: Stack
+    blocks: Stack[Block]
     norm: LayerNorm
-    head: Linear | eqx.nn.Identity
-    config: ParallelViTConfig | ParallelViTHMLPConfig = eqx.field(static=True)
+    prefix_positions: bool = eqx.field(static=True)
+    drop_path_ramp: bool = eqx.field(static=True)
 
-    def _initialise(self, config: ParallelViTConfig | ParallelViTHMLPConfig, *, key: PRNGKeyArray) -> None:
-        class_key, position_key, blocks_key, head_key = jax.random.split(key, 4)
+    def __init__(self, config: EitherConfig, *, key: PRNGKeyArray) -> None:
+        class_key, position_key, blocks_key = jax.random.split(key, 3)
         rows, columns = config.grid
-        self.class_token = truncated_normal()(class_key, (1, config.dim))
         positions = rows * columns + config.prefix_positions
+        self.class_token = truncated_normal()(class_key, (1, config.dim))
         self.position_embedding = truncated_normal()(position_key, (positions, config.dim))
         self.embedding_dropout = Dropout(config.emb_dropout)
-        self.blocks = Stack.build(lambda key: Block(config, key=key), config.depth, key=blocks_key)
+        self.blocks = Stack.build(functools.partial(Block, config), config.depth, key=blocks_key)
         self.norm = LayerNorm(config.dim, config.norm_eps)
-        self.head = Linear(config.dim, config.num_classes, key=head_key) if config.num_classes else eqx.nn.Identity()
-        self.config = config
+        self.prefix_positions = config.prefix_positions
+        self.drop_path_ramp = config.drop_path_ramp
 
-    def _encode(
+    def embed(
         self, patches: Float[Array, "rows columns dim"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "tokens dim"]:
-        embedding_key, blocks_key = split_or_none(key)
-        tokens = patches.reshape(-1, self.config.dim)
-        if self.config.prefix_positions:
+        """Class token and patches, with their positions."""
+        tokens = patches.reshape(-1, patches.shape[-1])
+        if self.prefix_positions:
             tokens = jnp.concatenate([self.class_token, tokens]) + self.position_embedding
         else:
             tokens = jnp.concatenate([self.class_token, tokens + self.position_embedding])
-        tokens = self.embedding_dropout(tokens, key=embedding_key)
-        depth = self.config.depth
-        scales = ramp(depth) if self.config.drop_path_ramp else jnp.ones(depth)
-        return self.norm(self.blocks(tokens, scanned=(scales,), key=blocks_key))
+        return self.embedding_dropout(tokens, key=key)
 
-    def _classify(self, tokens: Float[Array, "tokens dim"]) -> Float[Array, " classes"]:
-        return self.head(tokens[0] if self.config.pool == "cls" else jnp.mean(tokens[1:], axis=0))
-
-    def resized(self, image_size: int | tuple[int, int]) -> tuple[_Fields, dict[str, Array]]:
-        """The config for another image size, and the arrays that change: the table resampled as timm does it."""
-        config = replace(self.config, image_size=image_size)
-        return config, {"position_embedding": resize_table(self.position_embedding, self.config.grid, config.grid)}
+    def __call__(
+        self, tokens: Float[Array, "tokens dim"], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "tokens dim"]:
+        (schedule,) = drop_path_schedule([len(self.blocks)])
+        scales = schedule if self.drop_path_ramp else jnp.ones(len(self.blocks))
+        return self.norm(self.blocks(tokens, xs=(scales,), key=key))
 
 
-class ParallelViT(_Encoder):
-    """Parallel ViT: one image to logits. See the module's text for the shapes.
+class ParallelViT(StatelessImageModel[ParallelViTConfig]):
+    """Parallel ViT: one image to logits.
 
-    **Raises:** `ValueError` for an image that does not fit the config, or a live dropout without a key.
+        step                   shape                  vit_small_patch16_18x2_224
+        image                  height width channels  224 224 3
+        patch embedding        rows columns dim       14 14 384
+        class token + patches  tokens dim             197 384
+        depth x block          tokens dim             197 384
+        norm                   tokens dim             197 384
+        pool                   dim                    384
+        head                   num_classes            1000
+
+    rows = height / patch height, columns = width / patch width. A block adds the sum of all its attentions, then the
+    sum of all its MLPs. The pool is the class token, or the mean of the patches.
     """
 
     patch_embedding: PatchEmbedding
+    encoder: Encoder
+    head: Linear | eqx.nn.Identity
 
     def __init__(self, config: ParallelViTConfig, *, key: PRNGKeyArray) -> None:
-        patch_key, encoder_key = jax.random.split(key)
+        patch_key, encoder_key, head_key = jax.random.split(key, 3)
+        self.config = config
         self.patch_embedding = PatchEmbedding(pair(config.patch_size), config.channels, config.dim, key=patch_key)
-        self._initialise(config, key=encoder_key)
+        self.encoder = Encoder(config, key=encoder_key)
+        self.head = make_head(config.dim, config.num_classes, key=head_key)
 
-    @image_door
-    def features(
-        self, image: Float[Array, "height width channels"], *, key: PRNGKeyArray | None = None
+    def embed(
+        self, image: Float[Array, "height width channels"], *, key: PRNGKeyArray | None
     ) -> Float[Array, "tokens dim"]:
+        """Class token and patches, with their positions."""
+        return self.encoder.embed(self.patch_embedding(image), key=key)
+
+    def encode(self, x: Float[Array, "tokens dim"], *, key: PRNGKeyArray | None) -> Float[Array, "tokens dim"]:
         """All tokens, the class token first, after the final norm."""
-        return self._encode(self.patch_embedding(image), key=key)
+        return self.encoder(x, key=key)
 
-    @image_door
-    def __call__(
-        self, image: Float[Array, "height width channels"], *, key: PRNGKeyArray | None = None
-    ) -> Float[Array, " classes"]:
+    def classify(self, features: Float[Array, "tokens dim"]) -> Float[Array, " classes"]:
         """Logits."""
-        return self._classify(self.features(image, key=key))
+        return self.head(pool_tokens(features, self.config.pool, prefix=1))
+
+    def resize_spec(self, image_size: Size) -> tuple[ParallelViTConfig, Mapping[str, Array]]:
+        """The config for another image size, and the arrays that change: the table resampled as timm does it."""
+        config = replace(self.config, image_size=image_size)
+        table = resize_table(self.encoder.position_embedding, self.config.grid, config.grid)
+        return config, {"encoder.position_embedding": table}
 
 
-class ParallelViTHMLP(_Encoder, eqx.nn.StatefulLayer):
+class ParallelViTHMLP(StatefulImageModel[ParallelViTHMLPConfig]):
     """Parallel ViT with the hMLP stem: one image and the BatchNorm state to logits and state.
 
-    Made by `eqx_vit.create`, called through `eqx_vit.forward` in training, since BatchNorm needs the batch.
+        step                   shape                  deit_small_patch16_18x2_LS_hmlp
+        image                  height width channels  224 224 3
+        hMLP stem              rows columns dim       14 14 384
+        class token + patches  tokens dim             197 384
+        depth x block          tokens dim             197 384
+        norm                   tokens dim             197 384
+        pool                   dim                    384
+        head                   num_classes            1000
 
-    **Raises:** `ValueError` for an image that does not fit the config, or a live dropout without a key.
+    The stem cuts by 4, 2 and 2 pixels, each cut with BatchNorm: rows = height / 16, columns = width / 16. The rest is
+    that of `ParallelViT`.
     """
 
     patch_embedding: HMLPStem
+    encoder: Encoder
+    head: Linear | eqx.nn.Identity
 
     def __init__(self, config: ParallelViTHMLPConfig, *, key: PRNGKeyArray) -> None:
-        patch_key, encoder_key = jax.random.split(key)
+        patch_key, encoder_key, head_key = jax.random.split(key, 3)
+        self.config = config
         self.patch_embedding = HMLPStem(config.channels, config.dim, key=patch_key)
-        self._initialise(config, key=encoder_key)
+        self.encoder = Encoder(config, key=encoder_key)
+        self.head = make_head(config.dim, config.num_classes, key=head_key)
 
-    @image_door
-    def features(
-        self, image: Float[Array, "height width channels"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
-    ) -> tuple[Float[Array, "tokens dim"], eqx.nn.State]:
-        """All tokens, the class token first, after the final norm."""
+    def embed(
+        self, image: Float[Array, "height width channels"], state: State, *, key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, "tokens dim"], State]:
+        """Class token and patches, with their positions; and the state."""
         patches, state = self.patch_embedding(image, state)
-        return self._encode(patches, key=key), state
+        return self.encoder.embed(patches, key=key), state
 
-    @image_door
-    def __call__(
-        self, image: Float[Array, "height width channels"], state: eqx.nn.State, *, key: PRNGKeyArray | None = None
-    ) -> tuple[Float[Array, " classes"], eqx.nn.State]:
-        """Logits and state."""
-        tokens, state = self.features(image, state, key=key)
-        return self._classify(tokens), state
+    def encode(
+        self, x: Float[Array, "tokens dim"], state: State, *, key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, "tokens dim"], State]:
+        """All tokens, the class token first, after the final norm; and the state as it was."""
+        return self.encoder(x, key=key), state
+
+    def classify(self, features: Float[Array, "tokens dim"], state: State) -> tuple[Float[Array, " classes"], State]:
+        """Logits, and the state as it was."""
+        return self.head(pool_tokens(features, self.config.pool, prefix=1)), state
+
+    def resize_spec(self, image_size: Size) -> tuple[ParallelViTHMLPConfig, Mapping[str, Array]]:
+        """The config for another image size, and the arrays that change: the table resampled as timm does it."""
+        config = replace(self.config, image_size=image_size)
+        table = resize_table(self.encoder.position_embedding, self.config.grid, config.grid)
+        return config, {"encoder.position_embedding": table}
 
 
-def _layer_scale(config: _Fields) -> LayerScale | eqx.nn.Identity:
-    return eqx.nn.Identity() if config.layer_scale is None else LayerScale(config.dim, config.layer_scale)
+def _make_attention(config: EitherConfig, *, key: PRNGKeyArray) -> Branch[Attention]:
+    attention = Attention(
+        config.dim, config.heads, head_dim=config.dim_head, qkv_bias=config.qkv_bias, dropout=config.dropout, key=key
+    )
+    return Branch(attention, config)
+
+
+def _make_mlp(config: EitherConfig, *, key: PRNGKeyArray) -> Branch[MLP]:
+    return Branch(MLP(config.dim, config.mlp_dim, dropout=config.dropout, key=key), config)
 
 
 def _preset(
@@ -352,16 +360,13 @@ def _preset(
 
 _SMALL = _preset(384, 18)
 _BASE = _preset(768, 18)
+_HUGE = _preset(1280, 26, heads=16, patch_size=14)
 _SMALL_36 = _preset(384, 36, branches=1)  # in turn, not parallel: what the paper compares with
 _BASE_36 = _preset(768, 36, branches=1)
 
 
 def _timm(config: ParallelViTConfig) -> ParallelViTConfig:
     return replace(config, layer_scale=1e-5, prefix_positions=True, drop_path_ramp=True)
-
-
-def _scaled(config: ParallelViTConfig) -> ParallelViTConfig:
-    return replace(config, layer_scale=1e-4)
 
 
 def _hmlp(dim: int, heads: int) -> ParallelViTHMLPConfig:
@@ -382,14 +387,14 @@ PRESETS: dict[str, ParallelViTConfig] = {
     "vit_base_patch16_18x2_224": _timm(_BASE),  # 256,731,880
     "vit_small_patch16_36x1_224": _timm(_SMALL_36),  # 64,665,448
     "deit_small_patch16_18x2": _SMALL,  # 64,637,416
-    "deit_small_patch16_18x2_LS": _scaled(_SMALL),  # 64,665,064
+    "deit_small_patch16_18x2_LS": replace(_SMALL, layer_scale=1e-4),  # 64,665,064
     "deit_base_patch16_18x2": _BASE,  # 256,675,816
-    "deit_base_patch16_18x2_LS": _scaled(_BASE),  # 256,731,112
-    "deit_huge_patch14_26x2_LS": _scaled(_preset(1280, 26, heads=16, patch_size=14)),  # 1,025,726,440
+    "deit_base_patch16_18x2_LS": replace(_BASE, layer_scale=1e-4),  # 256,731,112
+    "deit_huge_patch14_26x2_LS": replace(_HUGE, layer_scale=1e-4),  # 1,025,726,440
     "deit_small_patch16_36": _SMALL_36,  # 64,637,416
-    "deit_small_patch16_36_LS": _scaled(_SMALL_36),  # 64,665,064
+    "deit_small_patch16_36_LS": replace(_SMALL_36, layer_scale=1e-4),  # 64,665,064
     "deit_base_patch16_36": _BASE_36,  # 256,675,816
-    "deit_base_patch16_36_LS": _scaled(_BASE_36),  # 256,731,112
+    "deit_base_patch16_36_LS": replace(_BASE_36, layer_scale=1e-4),  # 256,731,112
 }
 
 # The official code has the stem but names no model with it.

@@ -4,15 +4,6 @@ The idea: two maps of tokens, a coarse one of regions and a fine one of local to
 of local tokens. Regions attend to each other over the whole image, then each to its own window and the window to it:
 local attention with global sight, in a pyramid of four stages.
 
-    image                      height width channels
-    local stem                 rows columns dim[0]               rows = height / 4, columns = width / 4, rounded up
-    region stem                regions dim[0]                    one patch of 4 * window_size pixels a region
-    downsample, before i > 0   both maps, dim[i]                 half the rows and columns of each, rounded up
-    stage i: depth[i] x block  windows 1 + window_size^2 dim[i]  the region and its window; one window a region
-    norm                       region_rows region_columns dim[-1]
-    mean over the regions      dim[-1]
-    head                       num_classes
-
 Axes: windows = regions, row-major; tokens = the region and then the local tokens of its window, row-major. Local maps
 that the windows do not fill are padded at the bottom and right, once a stage: the padding then lives through the
 blocks as tokens do, and masks keep it from the others (see `window_masks`). No departure from the official code
@@ -21,9 +12,8 @@ blocks as tokens do, and masks keep it from the others (see `window_masks`). No 
 
 import functools
 import itertools
-import math
-import typing
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -38,57 +28,66 @@ from eqx_vit.layers import (
     DropPath,
     LayerNorm,
     Linear,
+    OutputProjection,
     PatchEmbedding,
     Stack,
     attend,
+    drop_path_schedule,
     from_windows,
     gelu,
-    image_door,
+    make_head,
     merge_heads,
-    ramp,
     split_heads,
     split_or_none,
+    stack_or_none,
     to_windows,
 )
-from eqx_vit.layers.config import check, check_fields, check_positive, check_rates, per_stage
+from eqx_vit.layers.config import check, check_heads, check_stages, no_type_check, per_stage
 from eqx_vit.layers.init import truncated_normal
 from eqx_vit.layers.window import grid_coordinates
+from eqx_vit.model import ImageModelConfig, StatelessImageModel
 from eqx_vit.models.source import Source
 
-_MAP_EPS, _TOKEN_EPS = 1e-5, 1e-6  # of the norms on maps (stem, downsampling), and of all others
+MAP_NORM_EPS = 1e-5  # of the norms in the stem and the downsampling
+NORM_EPS = 1e-6  # of all others
+
+Maps = tuple[Float[Array, "region_rows region_columns dim"], Float[Array, "rows columns dim"]]  # regions, local tokens
 
 
-@typing.no_type_check
+class StageSizes(NamedTuple):
+    """The numbers of one stage."""
+
+    dim: int
+    depth: int
+    heads: int
+    mlp_dim: int
+
+
+@no_type_check
 @dataclass(frozen=True, kw_only=True)
-class RegionViTConfig:
+class RegionViTConfig(ImageModelConfig["RegionViT"]):
     """Everything that defines a RegionViT. `dim` counts the stages; one value of another field stands for all."""
 
+    num_classes: int = 1000
     dim: tuple[int, ...] = (64, 128, 256, 512)  # each a multiple of the one before
     depth: int | tuple[int, ...] = (2, 2, 8, 2)
     window_size: int = 7  # side of a region's window, in local tokens
-    num_classes: int = 1000  # 0: no head, the pooled features come out
     tokenize_local_3_conv: bool = False  # three convolutions in the local stem instead of one
     use_peg: bool = False  # positions by depthwise convolution, after the first block of each stage
     local_patch_size: int = 4  # pixels a local token, per side
     heads: int | tuple[int, ...] | None = None  # None: dim // 32
     mlp_ratio: float | tuple[float, ...] = 4.0  # MLP width, in multiples of dim
-    channels: int = 3
     dropout: float = 0.0  # after the local stem, attention output, inside and after the MLP
     attention_dropout: float = 0.0  # attention weights
     drop_path: float = 0.0  # stochastic depth, from 0 to the rate over all blocks; per window where windows attend
     qkv_bias: bool = True
 
-    def __post_init__(self):
-        check_fields(self)
-        check_positive(self, "dim", "depth", "window_size", "heads", "mlp_ratio", "channels")
-        check_rates(self, "dropout", "attention_dropout", "drop_path")
-        check(self.num_classes >= 0, f"RegionViTConfig.num_classes must not be negative, given {self.num_classes}")
-        for name in ("depth", "heads", "mlp_ratio"):
-            count = len(per_stage(getattr(self, name), 1))
-            check(count <= self.stages, f"RegionViTConfig.{name} has {count} values for {self.stages} stages (dim)")
-        for dim, heads in zip(self.dim, self.heads_of_stages, strict=True):
+    def check(self) -> None:
+        check_stages(self, len(self.dim), "dim", "depth", "heads", "mlp_ratio")
+        for dim, _, heads, mlp_dim in self.stages:
             check(dim >= 32 or self.heads is not None, f"dim {dim} is below 32, the width of a head: give heads")
-            check(dim % heads == 0, f"dim {dim} is not a multiple of heads {heads}: change one")
+            check_heads(dim, heads, dim_head=None)
+            check(mlp_dim > 0, f"RegionViTConfig.mlp_ratio leaves no MLP, given {self.mlp_ratio}")
         for dim, new_dim in itertools.pairwise(self.dim):
             check(
                 new_dim % dim == 0, f"dim {new_dim} is not a multiple of {dim}, the one before: downsampling needs it"
@@ -101,23 +100,20 @@ class RegionViTConfig:
         check(not three or self.dim[0] % 4 == 0, f"dim {self.dim[0]} is not a multiple of 4, for the local stem")
 
     @property
-    def stages(self):
-        return len(self.dim)
+    def stages(self) -> tuple[StageSizes, ...]:
+        count = len(self.dim)
+        heads = per_stage(self.heads, count)
+        ratios = per_stage(self.mlp_ratio, count)
+        return tuple(
+            StageSizes(dim, depth, heads or max(dim // 32, 1), int(dim * ratio))
+            for dim, depth, heads, ratio in zip(self.dim, per_stage(self.depth, count), heads, ratios, strict=True)
+        )
 
     @property
-    def depths(self):
-        return per_stage(self.depth, self.stages)
-
-    @property
-    def heads_of_stages(self):
-        default = tuple(max(dim // 32, 1) for dim in self.dim)
-        return default if self.heads is None else per_stage(self.heads, self.stages)
-
-    @property
-    def region_patch_size(self):
+    def region_patch_size(self) -> int:
         return self.local_patch_size * self.window_size
 
-    def check_image_size(self, height, width):
+    def check_image_size(self, height: int, width: int) -> None:
         least = 1 if self.tokenize_local_3_conv else 2
         check(
             min(height, width) >= least,
@@ -134,14 +130,14 @@ class LocalStem(eqx.Module):
     def __init__(self, config: RegionViTConfig, *, key: PRNGKeyArray) -> None:
         dim, patch = config.dim[0], config.local_patch_size
         if config.tokenize_local_3_conv:
-            widths, keys = (config.channels, dim // 4, dim // 2, dim), jax.random.split(key, 3)
+            widths, conv_keys = (config.channels, dim // 4, dim // 2, dim), jax.random.split(key, 3)
             self.convs = tuple(
-                Conv(before, after, 3, stride=stride, padding=1, key=key)
-                for before, after, stride, key in zip(widths, widths[1:], (2, 2, 1), keys, strict=False)
+                Conv(before, after, 3, stride=stride, padding=1, key=conv_key)
+                for before, after, stride, conv_key in zip(widths, widths[1:], (2, 2, 1), conv_keys, strict=False)
             )
         else:
             self.convs = (Conv(config.channels, dim, 2 * patch, stride=patch, padding=patch - 1, key=key),)
-        self.norms = tuple(LayerNorm(conv.weight.shape[0], _MAP_EPS) for conv in self.convs[:-1])
+        self.norms = tuple(LayerNorm(conv.weight.shape[0], MAP_NORM_EPS) for conv in self.convs[:-1])
 
     def __call__(self, image: Float[Array, "height width channels"]) -> Float[Array, "rows columns dim"]:
         x = self.convs[0](image)
@@ -157,7 +153,7 @@ class Downsample(eqx.Module):
     conv: Conv
 
     def __init__(self, dim: int, new_dim: int, *, key: PRNGKeyArray) -> None:
-        self.norm = LayerNorm(dim, _MAP_EPS)
+        self.norm = LayerNorm(dim, MAP_NORM_EPS)
         self.conv = Conv(dim, new_dim, 3, stride=2, padding=1, groups=dim, key=key)
 
     def __call__(self, x: Float[Array, "rows columns dim"]) -> Float[Array, "new_rows new_columns new_dim"]:
@@ -169,18 +165,18 @@ class Attention(eqx.Module):
 
     qkv: Linear  # rows: q of all heads, k of all heads, v of all heads
     position_bias: Float[Array, "heads offsets"]
-    projection: Linear
+    projection: OutputProjection
     attention_dropout: Dropout
-    projection_dropout: Dropout
+    heads: int = eqx.field(static=True)
+    window: int = eqx.field(static=True)
 
-    def __init__(self, config: RegionViTConfig, stage: int, *, key: PRNGKeyArray) -> None:
+    def __init__(self, config: RegionViTConfig, sizes: StageSizes, *, key: PRNGKeyArray) -> None:
         qkv_key, bias_key, projection_key = jax.random.split(key, 3)
-        dim, heads = config.dim[stage], config.heads_of_stages[stage]
+        dim, self.heads, self.window = sizes.dim, sizes.heads, config.window_size
         self.qkv = Linear(dim, 3 * dim, use_bias=config.qkv_bias, key=qkv_key)
-        self.position_bias = truncated_normal()(bias_key, (heads, (2 * config.window_size - 1) ** 2))
-        self.projection = Linear(dim, dim, key=projection_key)
+        self.position_bias = truncated_normal()(bias_key, (self.heads, (2 * self.window - 1) ** 2))
+        self.projection = OutputProjection(dim, dim, dropout=config.dropout, key=projection_key)
         self.attention_dropout = Dropout(config.attention_dropout)
-        self.projection_dropout = Dropout(config.dropout)
 
     def __call__(
         self,
@@ -191,16 +187,20 @@ class Attention(eqx.Module):
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "sequences tokens dim"]:
         attention_key, projection_key = split_or_none(key)
-        keys = None if attention_key is None else jax.random.split(attention_key, sequences.shape[0])
-        run = functools.partial(_attend, self.position_bias.shape[0], bias, self.attention_dropout)
-        axes = (0, None if masks is None else 0, None if keys is None else 0)
-        mixed = jax.vmap(run, in_axes=axes)(self.qkv(sequences), masks, keys)
-        return self.projection_dropout(self.projection(mixed), key=projection_key)
+
+        def attend_one(fused: Array, mask: Array | None, key: PRNGKeyArray | None) -> Array:
+            query, keys, value = split_heads(fused, 3, self.heads)
+            allowed = None if mask is None else mask[None]
+            dropout = self.attention_dropout
+            return merge_heads(attend(query, keys, value, bias=bias, mask=allowed, dropout=dropout, dropout_key=key))
+
+        keys = stack_or_none(attention_key, len(sequences))
+        attended = jax.vmap(attend_one)(self.qkv(sequences), masks, keys)
+        return self.projection(attended, key=projection_key)
 
     def window_bias(self) -> Float[Array, "heads tokens tokens"]:
         """The bias of a window: from offsets among its local tokens, 0 from and to the region."""
-        window = (math.isqrt(self.position_bias.shape[1]) + 1) // 2
-        return jnp.pad(self.position_bias[:, wrapped_offsets(window)], ((0, 0), (1, 0), (1, 0)))
+        return jnp.pad(self.position_bias[:, wrapped_offsets(self.window)], ((0, 0), (1, 0), (1, 0)))
 
 
 class Block(eqx.Module):
@@ -213,15 +213,13 @@ class Block(eqx.Module):
     mlp: MLP
     drop_path: DropPath
 
-    def __init__(self, config: RegionViTConfig, stage: int, *, key: PRNGKeyArray) -> None:
+    def __init__(self, config: RegionViTConfig, sizes: StageSizes, *, key: PRNGKeyArray) -> None:
         attention_key, mlp_key = jax.random.split(key)
-        dim = config.dim[stage]
-        hidden = int(dim * per_stage(config.mlp_ratio, config.stages)[stage])
-        self.norm0 = LayerNorm(dim, _TOKEN_EPS)
-        self.norm1 = LayerNorm(dim, _TOKEN_EPS)
-        self.attention = Attention(config, stage, key=attention_key)
-        self.norm2 = LayerNorm(dim, _TOKEN_EPS)
-        self.mlp = MLP(dim, hidden, dropout=config.dropout, key=mlp_key)
+        self.norm0 = LayerNorm(sizes.dim, NORM_EPS)
+        self.norm1 = LayerNorm(sizes.dim, NORM_EPS)
+        self.attention = Attention(config, sizes, key=attention_key)
+        self.norm2 = LayerNorm(sizes.dim, NORM_EPS)
+        self.mlp = MLP(sizes.dim, sizes.mlp_dim, dropout=config.dropout, key=mlp_key)
         self.drop_path = DropPath(config.drop_path)
 
     def __call__(
@@ -248,26 +246,26 @@ class Block(eqx.Module):
         drop_scale: float | Float[Array, ""],
         key: PRNGKeyArray | None,
     ) -> Float[Array, "windows tokens dim"]:
-        if key is None:
-            return self.drop_path(branch, drop_scale)
         drop = jax.vmap(lambda window, key: self.drop_path(window, drop_scale, key=key))
-        return drop(branch, jax.random.split(key, branch.shape[0]))
+        return drop(branch, stack_or_none(key, len(branch)))
 
 
 class Stage(eqx.Module):
-    """Downsampling of both maps (not before the first stage), then blocks on the windows."""
+    """The downsampling of both maps, which the first stage does not have, and the blocks on their windows."""
 
-    downsample: Downsample | None
-    blocks: Stack
+    downsample: Downsample | eqx.nn.Identity
+    blocks: Stack[Block]
     peg: Conv | None  # not a `PEG`: here the official code decays the weight
     window: int = eqx.field(static=True)
 
-    def __init__(self, config: RegionViTConfig, stage: int, *, key: PRNGKeyArray) -> None:
+    def __init__(self, config: RegionViTConfig, dim: int | None, sizes: StageSizes, *, key: PRNGKeyArray) -> None:
+        """`dim`: of the stage before; None for the first stage."""
         downsample_key, blocks_key, peg_key = jax.random.split(key, 3)
-        dim, before = config.dim[stage], config.dim[max(stage - 1, 0)]
-        self.downsample = Downsample(before, dim, key=downsample_key) if stage else None
-        self.blocks = Stack.build(functools.partial(_block, config, stage), config.depths[stage], key=blocks_key)
-        self.peg = Conv(dim, dim, 3, padding=1, groups=dim, use_bias=False, key=peg_key) if config.use_peg else None
+        new_dim, make_block = sizes.dim, functools.partial(Block, config, sizes)
+        self.downsample = eqx.nn.Identity() if dim is None else Downsample(dim, new_dim, key=downsample_key)
+        self.blocks = Stack.build(make_block, sizes.depth, key=blocks_key)
+        peg = functools.partial(Conv, kernel_size=3, padding=1, groups=new_dim, use_bias=False, key=peg_key)
+        self.peg = peg(new_dim, new_dim) if config.use_peg else None
         self.window = config.window_size
 
     def __call__(
@@ -276,30 +274,38 @@ class Stage(eqx.Module):
         local: Float[Array, "rows columns dim"],
         drop_scales: Float[Array, " depth"],
         *,
-        key: PRNGKeyArray | None = None,
-    ) -> tuple[
-        Float[Array, "new_region_rows new_region_columns new_dim"], Float[Array, "new_rows new_columns new_dim"]
-    ]:
-        if self.downsample is not None:
-            regions, local = self.downsample(regions), self.downsample(local)
+        key: PRNGKeyArray | None,
+    ) -> Maps:
         grid, size = (regions.shape[0], regions.shape[1]), (local.shape[0], local.shape[1])
         masks = window_masks(grid, size, self.window)
         tokens = to_tokens(regions, local, self.window)
         if self.peg is None:
-            return from_tokens(self.blocks(tokens, masks, scanned=(drop_scales,), key=key), grid, size, self.window)
+            return from_tokens(self.blocks(tokens, masks, xs=(drop_scales,), key=key), grid, size, self.window)
         first_key, rest_key = split_or_none(key)
         tokens = self.blocks[0](tokens, masks, drop_scales[0], key=first_key)
         regions, local = (x + self.peg(x) for x in from_tokens(tokens, grid, size, self.window))
         tokens = to_tokens(regions, local, self.window)  # the padding is zero again
         if len(self.blocks) > 1:
-            tokens = self.blocks[1:](tokens, masks, scanned=(drop_scales[1:],), key=rest_key)
+            tokens = self.blocks[1:](tokens, masks, xs=(drop_scales[1:],), key=rest_key)
         return from_tokens(tokens, grid, size, self.window)
 
 
-class RegionViT(eqx.Module):
-    """RegionViT: one image to logits. See the module's text for the shapes.
+class RegionViT(StatelessImageModel[RegionViTConfig]):
+    """RegionViT: one image of any size to logits.
 
-    **Raises:** `ValueError` for an image that does not fit the config, or a live dropout without a key.
+        step                    shape                               regionvit_tiny_224
+        image                   height width channels               224 224 3
+        local stem              rows columns dim[0]                 56 56 64
+        region stem             region_rows region_columns dim[0]   8 8 64
+        stage i: downsample     both maps, dim[i]                   from the second on: 28 28 128 and 4 4 128, ...
+          depth[i] x block      windows tokens dim[i]               64 50 64, then 16 50 128, 4 50 256, 1 50 512
+        norm                    region_rows region_columns dim[-1]  1 1 512
+        mean over the regions   dim[-1]                             512
+        head                    num_classes                         1000
+
+    rows and columns are those of the image divided by 4, regions of 4 * window_size pixels each; downsampling halves
+    both. All are rounded up. A window is a region and its window_size ** 2 local tokens. A block is attention of the
+    regions, attention of the windows, and MLP, pre-norm, residual.
     """
 
     local_stem: LocalStem
@@ -308,45 +314,41 @@ class RegionViT(eqx.Module):
     stages: tuple[Stage, ...]
     norm: LayerNorm
     head: Linear | eqx.nn.Identity
-    config: RegionViTConfig = eqx.field(static=True)
 
     def __init__(self, config: RegionViTConfig, *, key: PRNGKeyArray) -> None:
         local_key, region_key, stages_key, head_key = jax.random.split(key, 4)
-        region_patch, last = config.region_patch_size, config.dim[-1]
+        patch, last = config.region_patch_size, config.dim[-1]
+        stage_keys = jax.random.split(stages_key, len(config.stages))
+        self.config = config
         self.local_stem = LocalStem(config, key=local_key)
         self.local_dropout = Dropout(config.dropout)
-        self.region_stem = PatchEmbedding((region_patch, region_patch), config.channels, config.dim[0], key=region_key)
+        self.region_stem = PatchEmbedding((patch, patch), config.channels, config.dim[0], key=region_key)
         self.stages = tuple(
-            Stage(config, stage, key=key) for stage, key in enumerate(jax.random.split(stages_key, config.stages))
+            Stage(config, dim, sizes, key=stage_key)
+            for dim, sizes, stage_key in zip((None, *config.dim), config.stages, stage_keys, strict=False)
         )
-        self.norm = LayerNorm(last, _TOKEN_EPS)
-        self.head = Linear(last, config.num_classes, key=head_key) if config.num_classes else eqx.nn.Identity()
-        self.config = config
+        self.norm = LayerNorm(last, NORM_EPS)
+        self.head = make_head(last, config.num_classes, key=head_key)
 
-    @image_door
-    def features(
-        self, image: Float[Array, "height width channels"], *, key: PRNGKeyArray | None = None
-    ) -> Float[Array, "region_rows region_columns dim"]:
+    def embed(self, image: Float[Array, "height width channels"], *, key: PRNGKeyArray | None) -> Maps:
+        """The two maps of the first stage."""
+        local = self.local_dropout(self.local_stem(image), key=key)
+        return self.region_stem(pad_for_regions(image, self.config.region_patch_size)), local
+
+    def encode(
+        self, x: Maps, *, key: PRNGKeyArray | None
+    ) -> Float[Array, "new_region_rows new_region_columns new_dim"]:
         """The regions of the last stage, after the final norm; the local tokens end there."""
-        local_key, *keys = split_or_none(key, 1 + self.config.stages)
-        depths = self.config.depths
-        scales = jnp.split(ramp(sum(depths)), list(itertools.accumulate(depths))[:-1])
-        local = self.local_dropout(self.local_stem(image), key=local_key)
-        regions = self.region_stem(pad_for_regions(image, self.config.region_patch_size))
-        for stage, stage_scales, stage_key in zip(self.stages, scales, keys, strict=True):
-            regions, local = stage(regions, local, stage_scales, key=stage_key)
+        regions, local = x
+        schedules = drop_path_schedule([sizes.depth for sizes in self.config.stages])
+        keys = split_or_none(key, len(self.stages))
+        for stage, schedule, stage_key in zip(self.stages, schedules, keys, strict=True):
+            regions, local = stage(stage.downsample(regions), stage.downsample(local), schedule, key=stage_key)
         return self.norm(regions)
 
-    @image_door
-    def __call__(
-        self, image: Float[Array, "height width channels"], *, key: PRNGKeyArray | None = None
-    ) -> Float[Array, " classes"]:
+    def classify(self, features: Float[Array, "region_rows region_columns dim"]) -> Float[Array, " classes"]:
         """Logits of the mean over the regions."""
-        return self.head(jnp.mean(self.features(image, key=key), axis=(0, 1)))
-
-    def resized(self, image_size: int | tuple[int, int]) -> tuple[RegionViTConfig, dict[str, Array]]:
-        """The config as it is and no array: all tables belong to the window, whose size stays."""
-        return self.config, {}
+        return self.head(jnp.mean(features, axis=(0, 1)))
 
 
 def pad_for_regions(
@@ -373,7 +375,7 @@ def to_tokens(
 
 def from_tokens(
     tokens: Float[Array, "windows tokens dim"], grid: tuple[int, int], size: tuple[int, int], window: int
-) -> tuple[Float[Array, "region_rows region_columns dim"], Float[Array, "rows columns dim"]]:
+) -> Maps:
     """The inverse of `to_tokens`, for a region map of `grid` and a local map of `size`."""
     local = from_windows(tokens[:, 1:], (window, window), (window * grid[0], window * grid[1]))
     return tokens[:, 0].reshape(*grid, -1), local[: size[0], : size[1]]
@@ -384,9 +386,9 @@ def window_masks(
 ) -> Bool[Array, "windows tokens tokens"] | None:
     """Which tokens of each window may attend to which; None where the windows fill the local map.
 
-    In the last column of windows, tokens that no horizontal padding holds see each other; in the last row, those that
-    no vertical padding holds. In the corner it is enough to satisfy one of the two: the official code unites the
-    masks, so that real tokens there see padding.
+    In the last column of windows, tokens outside the horizontal padding attend to each other; in the last row, those
+    outside the vertical padding. In the corner it is enough to satisfy one of the two: the official code unites the
+    masks, so that real tokens there attend to padding.
     """
     if size == (window * grid[0], window * grid[1]):
         return None
@@ -406,23 +408,6 @@ def wrapped_offsets(window: int) -> Int[np.ndarray, "queries keys"]:
     coordinates, length = grid_coordinates(window, window), 2 * window - 1
     offset = (coordinates[None] - coordinates[:, None] + window // 2) % length
     return offset[..., 0] * length + offset[..., 1]
-
-
-def _attend(
-    heads: int,
-    bias: Float[Array, "heads tokens tokens"] | None,
-    dropout: Dropout,
-    fused: Float[Array, "tokens channels"],
-    mask: Bool[Array, "tokens tokens"] | None,
-    key: PRNGKeyArray | None,
-) -> Float[Array, "tokens dim"]:
-    query, keys, value = split_heads(fused, 3, heads)
-    allowed = None if mask is None else mask[None]
-    return merge_heads(attend(query, keys, value, bias=bias, mask=allowed, dropout=dropout, dropout_key=key))
-
-
-def _block(config: RegionViTConfig, stage: int, key: PRNGKeyArray) -> Block:
-    return Block(config, stage, key=key)
 
 
 def _preset(dim: int, depth: tuple[int, ...], three_convs: bool) -> RegionViTConfig:

@@ -1,22 +1,15 @@
 """SimpleViT (arXiv 2205.01580): the plain ViT baseline for ImageNet-1k.
 
-The idea: a ViT without frills trains as well as the tuned ones: positions are a fixed sine-cosine table, and the answer
-is the mean of the patches, not a class token.
-
-    image                     height width channels
-    patch embedding           rows columns dim           rows = height / patch height, columns = width / patch width
-    + positions               tokens dim                 tokens = rows * columns, row-major
-    depth x block             tokens dim                 attention and MLP, pre-norm, residual
-    norm                      tokens dim
-    pool                      dim                        the mean of the tokens
-    head                      num_classes                linear, or (the official checkpoints) after a tanh layer
+The idea: a ViT without frills trains as well as the tuned ones: positions are a fixed sine-cosine table, and the
+prediction is read from the mean of the patches, not from a class token.
 
 Axes: tokens = rows * columns, and first a class token with pool="cls"; dim = width of a token. With the fixed table a
 model takes images of any multiple of the patch size. No departure from the official code (google-research/big_vision).
 """
 
+import functools
 import math
-import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -31,168 +24,99 @@ from eqx_vit.layers import (
     Dropout,
     LayerNorm,
     Linear,
+    OutputProjection,
     PatchEmbedding,
+    PreNormBlock,
     Stack,
     attend,
     gelu_tanh,
-    image_door,
+    make_head,
     merge_heads,
+    pool_tokens,
     resize_grid_corners,
     sincos_2d,
     split_heads,
-    split_or_none,
 )
-from eqx_vit.layers.config import check, check_fields, check_multiple, check_positive, check_rates, pair
+from eqx_vit.layers.config import Size, check, check_heads, check_multiple, no_type_check, pair
 from eqx_vit.layers.init import constant, lecun_normal, normal, xavier_uniform
+from eqx_vit.model import PatchGridConfig, StatelessImageModel
 from eqx_vit.models.source import INCEPTION_MEAN, INCEPTION_STD, Source
 
-_EPS = 1e-6  # Flax's default
+NORM_EPS = 1e-6  # Flax's default
 
 
-@typing.no_type_check
+@no_type_check
 @dataclass(frozen=True, kw_only=True)
-class SimpleViTConfig:
-    """Everything that defines a SimpleViT. `image_size` and `patch_size` in pixels, one number or (height, width)."""
+class SimpleViTConfig(PatchGridConfig["SimpleViT"]):
+    """Everything that defines a SimpleViT."""
 
-    image_size: int | tuple[int, int]
-    patch_size: int | tuple[int, int]
-    num_classes: int  # 0: no head, the pooled features come out
     dim: int
     depth: int
     heads: int
     mlp_dim: int | None = None  # None: 4 * dim
-    channels: int = 3
     dim_head: int | None = None  # None: dim // heads
     dropout: float = 0.0  # after the positions, after the attention, inside and after the MLP
     pool: Literal["mean", "cls", "map", "first"] = "mean"  # map: a learned query attends to the tokens
     learned_positions: bool = False  # a trained table instead of the fixed one
     representation_size: int | None = None  # a tanh layer before the head; the official S/16 has one as wide as dim
 
-    def __post_init__(self):
-        check_fields(self)
-        check_positive(self, "image_size", "patch_size", "dim", "depth", "heads", "mlp_dim", "channels", "dim_head")
-        check_positive(self, "representation_size")
-        check_rates(self, "dropout")
-        check(self.num_classes >= 0, f"SimpleViTConfig.num_classes must not be negative, given {self.num_classes}")
-        check_multiple("image_size", self.image_size, self.patch_size)
-        check(
-            self.dim_head is not None or self.dim % self.heads == 0,
-            f"dim {self.dim} is not a multiple of heads {self.heads}: change one, or give dim_head",
-        )
+    def check(self) -> None:
+        if self.dim_head is None:
+            check_heads(self.dim, self.heads)
         check(
             self.learned_positions or (self.dim % 4 == 0 and self.dim >= 8),
             f"the sine-cosine table needs a dim that is a multiple of 4 and at least 8, given {self.dim}: change it, "
             "or give learned_positions=True",
         )
 
-    @property
-    def grid(self):
-        (height, width), (patch_height, patch_width) = pair(self.image_size), pair(self.patch_size)
-        return height // patch_height, width // patch_width
+    def check_image_size(self, height: int, width: int) -> None:
+        """Raise `ValueError` for an image that does not split into patches, or that a learned table does not fit."""
+        check_multiple("the image's size", (height, width), self.patch_size)
+        if self.learned_positions:
+            super().check_image_size(height, width)
 
     @property
-    def inner(self):
+    def inner(self) -> int:
         """Width of all heads together."""
         return self.heads * (self.dim_head or self.dim // self.heads)
 
     @property
-    def hidden(self):
+    def hidden(self) -> int:
         """Width inside the MLP."""
         return self.mlp_dim or 4 * self.dim
 
-    def check_image_size(self, height, width):
-        check_multiple("the image's size", (height, width), self.patch_size)
-        check(
-            not self.learned_positions or (height, width) == pair(self.image_size),
-            f"this SimpleViT takes images of {pair(self.image_size)}, given {(height, width)}: resize the image, or "
-            f"the model with eqx_vit.resize(model, ({height}, {width}))",
-        )
 
+class SimpleViT(StatelessImageModel[SimpleViTConfig]):
+    """SimpleViT: one image to logits.
 
-class Block(eqx.Module):
-    """Attention and MLP, each normalised before and added after."""
+        step             shape                  simple_vit_s16
+        image            height width channels  224 224 3
+        patch embedding  rows columns dim       14 14 384
+        + positions      tokens dim             196 384
+        depth x block    tokens dim             196 384
+        norm             tokens dim             196 384
+        pool             dim                    384
+        head             num_classes            1000
 
-    norm1: LayerNorm
-    attention: Attention
-    attention_dropout: Dropout
-    norm2: LayerNorm
-    mlp: MLP
-
-    def __init__(self, config: SimpleViTConfig, *, key: PRNGKeyArray) -> None:
-        attention_key, mlp_key = jax.random.split(key)
-        self.norm1 = LayerNorm(config.dim, _EPS)
-        self.attention = Attention(
-            config.dim,
-            config.heads,
-            head_dim=config.dim_head,
-            # The official code has q, k and v apart: the fans are those of one of them.
-            qkv_init=xavier_uniform(config.dim, config.inner),
-            projection_init=xavier_uniform(config.inner, config.dim),
-            key=attention_key,
-        )
-        # After the branch, not inside the module: the attention weights themselves are never dropped.
-        self.attention_dropout = Dropout(config.dropout)
-        self.norm2 = LayerNorm(config.dim, _EPS)
-        self.mlp = _mlp(config, config.dropout, key=mlp_key)
-
-    def __call__(
-        self, tokens: Float[Array, "tokens dim"], *, key: PRNGKeyArray | None = None
-    ) -> Float[Array, "tokens dim"]:
-        attention_key, mlp_key = split_or_none(key)
-        tokens = tokens + self.attention_dropout(self.attention(self.norm1(tokens)), key=attention_key)
-        return tokens + self.mlp(self.norm2(tokens), key=mlp_key)
-
-
-class AttentionPool(eqx.Module):
-    """A learned query gathers the tokens, and an MLP follows (the official code's MAP head)."""
-
-    probe: Float[Array, "1 dim"]
-    query: Linear
-    key_value: Linear  # rows: k of all heads, v of all heads
-    projection: Linear
-    norm: LayerNorm
-    mlp: MLP
-    heads: int = eqx.field(static=True)
-
-    def __init__(self, config: SimpleViTConfig, *, key: PRNGKeyArray) -> None:
-        probe_key, query_key, key_value_key, projection_key, mlp_key = jax.random.split(key, 5)
-        dim, inner = config.dim, config.inner
-        weight_init = xavier_uniform(dim, inner)
-        self.probe = xavier_uniform(1, dim)(probe_key, (1, dim))
-        self.query = Linear(dim, inner, weight_init=weight_init, key=query_key)
-        self.key_value = Linear(dim, 2 * inner, weight_init=weight_init, key=key_value_key)
-        self.projection = Linear(inner, dim, weight_init=weight_init, key=projection_key)
-        self.norm = LayerNorm(dim, _EPS)
-        self.mlp = _mlp(config, 0.0, key=mlp_key)
-        self.heads = config.heads
-
-    def __call__(self, tokens: Float[Array, "tokens dim"]) -> Float[Array, " dim"]:
-        (query,) = split_heads(self.query(self.probe), 1, self.heads)
-        keys, value = split_heads(self.key_value(tokens), 2, self.heads)
-        pooled = self.projection(merge_heads(attend(query, keys, value)))
-        return (pooled + self.mlp(self.norm(pooled)))[0]
-
-
-class SimpleViT(eqx.Module):
-    """SimpleViT: one image to logits. See the module's text for the shapes.
-
-    **Raises:** `ValueError` for an image that does not fit the config, or a live dropout without a key.
+    rows = height / patch height, columns = width / patch width. A block is attention and MLP, pre-norm, residual. The
+    pool is the mean of the tokens; `config.pool` has the official code's others. The head is linear, or (the official
+    checkpoints) follows a tanh layer.
     """
 
     patch_embedding: PatchEmbedding
     class_token: Float[Array, "1 dim"] | None
     position_embedding: Float[Array, "positions dim"] | None
     embedding_dropout: Dropout
-    blocks: Stack
+    blocks: Stack[PreNormBlock[Attention]]
     norm: LayerNorm
-    attention_pool: AttentionPool | None
+    attention_pool: "AttentionPool | None"
     pre_logits: Linear | None
     head: Linear | eqx.nn.Identity
-    config: SimpleViTConfig = eqx.field(static=True)
 
     def __init__(self, config: SimpleViTConfig, *, key: PRNGKeyArray) -> None:
         patch_key, position_key, blocks_key, pool_key, pre_logits_key, head_key = jax.random.split(key, 6)
-        dim, patch_size = config.dim, pair(config.patch_size)
+        dim, patch_size, width = config.dim, pair(config.patch_size), config.representation_size
+        self.config = config
         self.patch_embedding = PatchEmbedding(
             patch_size,
             config.channels,
@@ -202,54 +126,45 @@ class SimpleViT(eqx.Module):
             key=patch_key,
         )
         self.class_token = jnp.zeros((1, dim)) if config.pool == "cls" else None
-        positions = (math.prod(config.grid), dim)
         table = normal(1 / math.sqrt(dim))
+        positions = (math.prod(config.grid), dim)
         self.position_embedding = table(position_key, positions) if config.learned_positions else None
         self.embedding_dropout = Dropout(config.dropout)
-        self.blocks = Stack.build(lambda key: Block(config, key=key), config.depth, key=blocks_key)
-        self.norm = LayerNorm(dim, _EPS)
+        self.blocks = Stack.build(functools.partial(_make_block, config), config.depth, key=blocks_key)
+        self.norm = LayerNorm(dim, NORM_EPS)
         self.attention_pool = AttentionPool(config, key=pool_key) if config.pool == "map" else None
-        width = config.representation_size
-        self.pre_logits = (
-            None if width is None else Linear(dim, width, weight_init=lecun_normal(dim), key=pre_logits_key)
-        )
-        self.head = (
-            Linear(width or dim, config.num_classes, weight_init=constant(0.0), key=head_key)  # zero, officially
-            if config.num_classes
-            else eqx.nn.Identity()
-        )
-        self.config = config
+        init = lecun_normal(dim)
+        self.pre_logits = None if width is None else Linear(dim, width, weight_init=init, key=pre_logits_key)
+        # Zero, as the official code starts.
+        self.head = make_head(width or dim, config.num_classes, weight_init=constant(0.0), key=head_key)
 
-    @image_door
-    def features(
-        self, image: Float[Array, "height width channels"], *, key: PRNGKeyArray | None = None
+    def embed(
+        self, image: Float[Array, "height width channels"], *, key: PRNGKeyArray | None
     ) -> Float[Array, "tokens dim"]:
-        """All tokens after the final norm, the class token (with pool="cls") first."""
-        embedding_key, blocks_key = split_or_none(key)
+        """The patches with their positions, after the class token of pool="cls", which has none."""
         patches = self.patch_embedding(image)
-        rows, columns, dim = patches.shape
         if self.position_embedding is None:
-            positions = sincos_2d(rows, columns, dim).astype(patches.dtype)
+            positions = sincos_2d(*patches.shape).astype(patches.dtype)
         else:
             positions = self.position_embedding.reshape(patches.shape)
-        tokens = (patches + positions).reshape(-1, dim)
+        tokens = (patches + positions).reshape(-1, self.config.dim)
         if self.class_token is not None:
             tokens = jnp.concatenate([self.class_token, tokens])
-        tokens = self.embedding_dropout(tokens, key=embedding_key)
-        return self.norm(self.blocks(tokens, key=blocks_key))
+        return self.embedding_dropout(tokens, key=key)
 
-    @image_door
-    def __call__(
-        self, image: Float[Array, "height width channels"], *, key: PRNGKeyArray | None = None
-    ) -> Float[Array, " classes"]:
-        tokens = self.features(image, key=key)
+    def encode(self, x: Float[Array, "tokens dim"], *, key: PRNGKeyArray | None) -> Float[Array, "tokens dim"]:
+        """All tokens after the final norm, the class token (with pool="cls") first."""
+        return self.norm(self.blocks(x, key=key))
+
+    def classify(self, features: Float[Array, "tokens dim"]) -> Float[Array, " classes"]:
+        """Logits."""
         if self.attention_pool is not None:
-            pooled = self.attention_pool(tokens)
+            pooled = self.attention_pool(features)
         else:
-            pooled = jnp.mean(tokens, axis=0) if self.config.pool == "mean" else tokens[0]
+            pooled = pool_tokens(features, "mean" if self.config.pool == "mean" else "cls", prefix=0)
         return self.head(pooled if self.pre_logits is None else jnp.tanh(self.pre_logits(pooled)))
 
-    def resized(self, image_size: int | tuple[int, int]) -> tuple[SimpleViTConfig, dict[str, Array]]:
+    def resize_spec(self, image_size: Size) -> tuple[SimpleViTConfig, Mapping[str, Array]]:
         """The config for another image size, and a learned table resampled as big_vision does it."""
         config = replace(self.config, image_size=image_size)
         if self.position_embedding is None:
@@ -258,7 +173,54 @@ class SimpleViT(eqx.Module):
         return config, {"position_embedding": resize_grid_corners(grid, config.grid).reshape(-1, config.dim)}
 
 
-def _mlp(config: SimpleViTConfig, dropout: float, *, key: PRNGKeyArray) -> MLP:
+class AttentionPool(eqx.Module):
+    """A learned query attends to the tokens, and an MLP follows (the official code's MAP head)."""
+
+    probe: Float[Array, "1 dim"]
+    query: Linear
+    key_value: Linear  # rows: k of all heads, v of all heads
+    projection: OutputProjection
+    norm: LayerNorm
+    mlp: MLP
+    heads: int = eqx.field(static=True)
+
+    def __init__(self, config: SimpleViTConfig, *, key: PRNGKeyArray) -> None:
+        probe_key, query_key, key_value_key, projection_key, mlp_key = jax.random.split(key, 5)
+        dim, inner = config.dim, config.inner
+        init = xavier_uniform(dim, inner)
+        self.probe = xavier_uniform(1, dim)(probe_key, (1, dim))
+        self.query = Linear(dim, inner, weight_init=init, key=query_key)
+        self.key_value = Linear(dim, 2 * inner, weight_init=init, key=key_value_key)
+        self.projection = OutputProjection(inner, dim, weight_init=init, key=projection_key)
+        self.norm = LayerNorm(dim, NORM_EPS)
+        self.mlp = _make_mlp(config, dropout=0.0, key=mlp_key)
+        self.heads = config.heads
+
+    def __call__(self, tokens: Float[Array, "tokens dim"]) -> Float[Array, " dim"]:
+        (query,) = split_heads(self.query(self.probe), 1, self.heads)
+        keys, value = split_heads(self.key_value(tokens), 2, self.heads)
+        pooled = self.projection(merge_heads(attend(query, keys, value)))
+        return (pooled + self.mlp(self.norm(pooled)))[0]
+
+
+def _make_block(config: SimpleViTConfig, *, key: PRNGKeyArray) -> PreNormBlock[Attention]:
+    attention_key, mlp_key = jax.random.split(key)
+    attention = Attention(
+        config.dim,
+        config.heads,
+        head_dim=config.dim_head,
+        dropout=config.dropout,
+        attention_dropout=0.0,
+        # The official code has q, k and v apart: the fans are those of one of them.
+        qkv_init=xavier_uniform(config.dim, config.inner),
+        projection_init=xavier_uniform(config.inner, config.dim),
+        key=attention_key,
+    )
+    mlp = _make_mlp(config, dropout=config.dropout, key=mlp_key)
+    return PreNormBlock(attention, mlp, config.dim, norm_eps=NORM_EPS)
+
+
+def _make_mlp(config: SimpleViTConfig, *, dropout: float, key: PRNGKeyArray) -> MLP:
     return MLP(
         config.dim,
         config.hidden,

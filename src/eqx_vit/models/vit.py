@@ -1,23 +1,16 @@
-"""Vision Transformer (arXiv 2010.11929), with DeiT's distillation token (2012.12877), DeiT III (2204.07118) and
-registers (2309.16588).
+"""Vision Transformer (arXiv 2010.11929), with DeiT's distillation token, DeiT III and registers.
 
-The idea: an image is a sequence of patches, read by a plain transformer encoder; a class token gathers the answer.
-
-    image                     height width channels
-    patch embedding           rows columns dim           rows = height / patch height, columns = width / patch width
-    prefix + patches          tokens dim                 class token, then distillation token or registers, then patches
-    depth x block             tokens dim                 attention and MLP, pre-norm, residual
-    norm                      tokens dim
-    pool                      dim                        the class token, or the mean of the patches
-    head                      num_classes
+The idea: an image is a sequence of patches, read by a plain transformer encoder; a class token gathers what the head
+reads. Further papers: DeiT (2012.12877), DeiT III (2204.07118), registers (2309.16588).
 
 Axes: tokens = prefix tokens + rows * columns; dim = width of a token. No departure from timm's `VisionTransformer` and
 the official code; `approximate_gelu` and `norm_eps` select between their numbers (google-research: True, 1e-6;
 timm and DeiT: False, 1e-6; Hugging Face: False, 1e-12).
 """
 
+import functools
 import math
-import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -30,38 +23,36 @@ from eqx_vit.layers import (
     MLP,
     Attention,
     Dropout,
-    DropPath,
     LayerNorm,
-    LayerScale,
     Linear,
     PatchEmbedding,
+    PreNormBlock,
     Stack,
+    drop_path_schedule,
     gelu,
     gelu_tanh,
-    image_door,
-    ramp,
+    make_head,
+    pool_tokens,
     resize_table,
-    split_or_none,
 )
-from eqx_vit.layers.config import check, check_fields, check_multiple, check_positive, check_rates, pair
+from eqx_vit.layers.config import Size, check, check_heads, no_type_check, pair
 from eqx_vit.layers.init import constant, lecun_normal, normal, truncated_normal, xavier_uniform
-from eqx_vit.models.source import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, INCEPTION_STD, Source
+from eqx_vit.model import Pair, PatchGridConfig, StatelessImageModel
+from eqx_vit.models.source import INCEPTION_MEAN, INCEPTION_STD, Source
 
 
-@typing.no_type_check
+@no_type_check
 @dataclass(frozen=True, kw_only=True)
-class ViTConfig:
-    """Everything that defines a ViT. `image_size` and `patch_size` are in pixels, one number or (height, width)."""
+class ViTConfig(PatchGridConfig["ViT"]):
+    """Everything that defines a ViT."""
 
-    image_size: int | tuple[int, int]
-    patch_size: int | tuple[int, int]
-    num_classes: int  # 0: no head, the pooled features come out
+    MAY_BE_ZERO = ("register_tokens",)
+
     dim: int
     depth: int
     heads: int
     mlp_dim: int
     pool: Literal["cls", "mean"] = "cls"  # mean: over the patches, prefix tokens left out
-    channels: int = 3
     dim_head: int | None = None  # None: dim // heads
     dropout: float = 0.0  # attention weights, attention output, inside and after the MLP
     emb_dropout: float = 0.0  # after the positions are added
@@ -80,20 +71,9 @@ class ViTConfig:
     norm_eps: float = 1e-6
     approximate_gelu: bool = False  # the tanh form of google-research's code
 
-    def __post_init__(self):
-        check_fields(self)
-        check_positive(self, "image_size", "patch_size", "dim", "depth", "heads", "mlp_dim", "channels", "dim_head")
-        check_positive(self, "representation_size")
-        check_rates(self, "dropout", "emb_dropout", "drop_path")
-        check(self.num_classes >= 0, f"ViTConfig.num_classes must not be negative, given {self.num_classes}")
-        check(
-            self.register_tokens >= 0, f"ViTConfig.register_tokens must not be negative, given {self.register_tokens}"
-        )
-        check_multiple("image_size", self.image_size, self.patch_size)
-        check(
-            self.dim_head is not None or self.dim % self.heads == 0,
-            f"dim {self.dim} is not a multiple of heads {self.heads}: change one, or give dim_head",
-        )
+    def check(self) -> None:
+        if self.dim_head is None:
+            check_heads(self.dim, self.heads)
         check(
             self.class_token or (self.pool == "mean" and not self.distillation),
             "class_token=False needs pool='mean' and distillation=False: there is no token to read",
@@ -102,87 +82,40 @@ class ViTConfig:
             not self.distillation or (self.pool == "cls" and self.register_tokens == 0),
             "distillation=True needs pool='cls' and register_tokens=0",
         )
+        check(
+            not self.distillation or (not self.pool_norm and self.representation_size is None),
+            "distillation=True needs pool_norm=False and representation_size=None: both heads read normalised tokens",
+        )
 
     @property
-    def grid(self):
-        (height, width), (patch_height, patch_width) = pair(self.image_size), pair(self.patch_size)
-        return height // patch_height, width // patch_width
+    def head_dim(self) -> int:
+        return self.dim_head or self.dim // self.heads
 
     @property
-    def prefix(self):
+    def prefix(self) -> int:
+        """The number of tokens before the patches."""
         return self.class_token + self.distillation + self.register_tokens
 
     @property
-    def norm_after_pool(self):
+    def norm_after_pool(self) -> bool:
         return self.pool == "mean" if self.pool_norm is None else self.pool_norm
 
-    def check_image_size(self, height, width):
-        check(
-            (height, width) == pair(self.image_size),
-            f"this ViT takes images of {pair(self.image_size)}, given {(height, width)}: resize the image, or the "
-            f"model with eqx_vit.resize(model, ({height}, {width}))",
-        )
 
+class ViT(StatelessImageModel[ViTConfig]):
+    """Vision Transformer: one image to logits.
 
-class Block(eqx.Module):
-    """Attention and MLP, each normalised before and added after (section 3.1, equations 2 and 3)."""
+        step              shape                  vit_base_patch16_224
+        image             height width channels  224 224 3
+        patch embedding   rows columns dim       14 14 768
+        prefix + patches  tokens dim             197 768
+        depth x block     tokens dim             197 768
+        norm              tokens dim             197 768
+        pool              dim                    768
+        head              num_classes            1000
 
-    norm1: LayerNorm
-    attention: Attention
-    scale1: LayerScale | eqx.nn.Identity
-    norm2: LayerNorm
-    mlp: MLP
-    scale2: LayerScale | eqx.nn.Identity
-    drop_path: DropPath
-
-    def __init__(self, config: ViTConfig, *, key: PRNGKeyArray) -> None:
-        attention_key, mlp_key = jax.random.split(key)
-        inner = config.heads * (config.dim_head or config.dim // config.heads)
-        self.norm1 = LayerNorm(config.dim, config.norm_eps)
-        self.attention = Attention(
-            config.dim,
-            config.heads,
-            head_dim=config.dim_head,
-            qkv_bias=config.qkv_bias,
-            qk_norm_eps=config.norm_eps if config.qk_norm else None,
-            dropout=config.dropout,
-            # The official code has q, k and v apart: the fans are those of one of them.
-            qkv_init=xavier_uniform(config.dim, inner),
-            projection_init=xavier_uniform(inner, config.dim),
-            key=attention_key,
-        )
-        self.scale1 = _layer_scale(config)
-        self.norm2 = LayerNorm(config.dim, config.norm_eps)
-        self.mlp = MLP(
-            config.dim,
-            config.mlp_dim,
-            activation=gelu_tanh if config.approximate_gelu else gelu,
-            dropout=config.dropout,
-            weight_init=xavier_uniform(config.dim, config.mlp_dim),
-            bias_init=normal(1e-6),
-            key=mlp_key,
-        )
-        self.scale2 = _layer_scale(config)
-        self.drop_path = DropPath(config.drop_path)
-
-    def __call__(
-        self,
-        tokens: Float[Array, "tokens dim"],
-        drop_scale: float | Float[Array, ""] = 1.0,
-        *,
-        key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "tokens dim"]:
-        attention_key, path1_key, mlp_key, path2_key = split_or_none(key, 4)
-        branch = self.scale1(self.attention(self.norm1(tokens), key=attention_key))
-        tokens = tokens + self.drop_path(branch, drop_scale, key=path1_key)
-        branch = self.scale2(self.mlp(self.norm2(tokens), key=mlp_key))
-        return tokens + self.drop_path(branch, drop_scale, key=path2_key)
-
-
-class ViT(eqx.Module):
-    """Vision Transformer: one image to logits. See the module's text for the shapes.
-
-    **Raises:** `ValueError` for an image that does not fit the config, or a live dropout without a key.
+    rows = height / patch height, columns = width / patch width. The prefix is the class token, then the distillation
+    token or the registers. A block is attention and MLP, pre-norm, residual. The pool is the class token, or the mean
+    of the patches; the norm may follow it.
     """
 
     patch_embedding: PatchEmbedding
@@ -192,17 +125,18 @@ class ViT(eqx.Module):
     position_embedding: Float[Array, "positions dim"]
     embedding_dropout: Dropout
     norm_pre: LayerNorm | eqx.nn.Identity
-    blocks: Stack
+    blocks: Stack[PreNormBlock[Attention]]
     norm: LayerNorm
     pre_logits: Linear | None
     head: Linear | eqx.nn.Identity
     head_dist: Linear | eqx.nn.Identity | None
-    config: ViTConfig = eqx.field(static=True)
 
     def __init__(self, config: ViTConfig, *, key: PRNGKeyArray) -> None:
-        patch_key, position_key, distillation_key, register_key, blocks_key, head_key = jax.random.split(key, 6)
+        keys = jax.random.split(key, 8)
+        patch_key, position_key, distillation_key, register_key, blocks_key, pre_logits_key, head_key, dist_key = keys
         dim, (rows, columns) = config.dim, config.grid
         patch_size = pair(config.patch_size)
+        self.config = config
         self.patch_embedding = PatchEmbedding(
             patch_size,
             config.channels,
@@ -220,20 +154,20 @@ class ViT(eqx.Module):
         self.position_embedding = normal(0.02)(position_key, (positions, dim))
         self.embedding_dropout = Dropout(config.emb_dropout)
         self.norm_pre = LayerNorm(dim, config.norm_eps) if config.pre_norm else eqx.nn.Identity()
-        self.blocks = Stack.build(lambda key: Block(config, key=key), config.depth, key=blocks_key)
+        self.blocks = Stack.build(functools.partial(_make_block, config), config.depth, key=blocks_key)
         self.norm = LayerNorm(dim, config.norm_eps)
         width = config.representation_size
-        self.pre_logits = None if width is None else Linear(dim, width, weight_init=lecun_normal(dim), key=head_key)
-        self.head = _head(config, key=head_key)
-        self.head_dist = _head(config, key=head_key) if config.distillation else None
-        self.config = config
+        init = lecun_normal(dim)
+        self.pre_logits = None if width is None else Linear(dim, width, weight_init=init, key=pre_logits_key)
+        # Zero, as the official code starts.
+        make = functools.partial(make_head, width or dim, config.num_classes, weight_init=constant(0.0))
+        self.head = make(key=head_key)
+        self.head_dist = make(key=dist_key) if config.distillation else None
 
-    @image_door
-    def features(
-        self, image: Float[Array, "height width channels"], *, key: PRNGKeyArray | None = None
+    def embed(
+        self, image: Float[Array, "height width channels"], *, key: PRNGKeyArray | None
     ) -> Float[Array, "tokens dim"]:
-        """All tokens, prefix first, after the final norm (unless that one follows the pool)."""
-        embedding_key, blocks_key = split_or_none(key)
+        """Prefix tokens and patches, with their positions."""
         patches = self.patch_embedding(image).reshape(-1, self.config.dim)
         if not self.config.prefix_positions:
             patches = patches + self.position_embedding
@@ -241,52 +175,68 @@ class ViT(eqx.Module):
         tokens = jnp.concatenate([part for part in parts if part is not None])
         if self.config.prefix_positions:
             tokens = tokens + self.position_embedding
-        tokens = self.norm_pre(self.embedding_dropout(tokens, key=embedding_key))
-        depth = self.config.depth
-        scales = ramp(depth) if self.config.drop_path_ramp else jnp.ones(depth)
-        tokens = self.blocks(tokens, scanned=(scales,), key=blocks_key)
+        return self.norm_pre(self.embedding_dropout(tokens, key=key))
+
+    def encode(self, x: Float[Array, "tokens dim"], *, key: PRNGKeyArray | None) -> Float[Array, "tokens dim"]:
+        """All tokens, prefix first, after the final norm (unless that one follows the pool)."""
+        (schedule,) = drop_path_schedule([self.config.depth])
+        scales = schedule if self.config.drop_path_ramp else jnp.ones(self.config.depth)
+        tokens = self.blocks(x, xs=(scales,), key=key)
         return tokens if self.config.norm_after_pool else self.norm(tokens)
 
-    def heads(
-        self, image: Float[Array, "height width channels"], *, key: PRNGKeyArray | None = None
-    ) -> tuple[Float[Array, " classes"], Float[Array, " classes"]]:
-        """(class logits, distillation logits), for a distillation loss (DeiT, section 4).
-
-        **Raises:** `ValueError` unless the config says `distillation=True`.
-        """
-        if self.head_dist is None:
-            raise ValueError("this ViT has one head: a pair needs a config with distillation=True")
-        tokens = self.features(image, key=key)
-        return self.head(tokens[0]), self.head_dist(tokens[1])
-
-    @image_door
-    def __call__(
-        self, image: Float[Array, "height width channels"], *, key: PRNGKeyArray | None = None
-    ) -> Float[Array, " classes"]:
+    def classify(self, features: Float[Array, "tokens dim"]) -> Float[Array, " classes"]:
         """Logits: of the one head, or the mean of the pair with a distillation token."""
         if self.head_dist is not None:
-            logits, distilled = self.heads(image, key=key)
+            logits, distilled = self.classify_pair(features)
             return (logits + distilled) / 2
-        tokens = self.features(image, key=key)
-        pooled = tokens[0] if self.config.pool == "cls" else jnp.mean(tokens[self.config.prefix :], axis=0)
+        pooled = pool_tokens(features, self.config.pool, self.config.prefix)
         pooled = self.norm(pooled) if self.config.norm_after_pool else pooled
         return self.head(pooled if self.pre_logits is None else jnp.tanh(self.pre_logits(pooled)))
 
-    def resized(self, image_size: int | tuple[int, int]) -> tuple[ViTConfig, dict[str, Array]]:
+    def classify_pair(self, features: Float[Array, "tokens dim"]) -> Pair:
+        """(class logits, distillation logits), each of its token (DeiT, section 4)."""
+        if self.head_dist is None:
+            raise ValueError("this ViT has one head: a pair needs a config with distillation=True")
+        return self.head(features[0]), self.head_dist(features[1])
+
+    def resize_spec(self, image_size: Size) -> tuple[ViTConfig, Mapping[str, Array]]:
         """The config for another image size, and the arrays that change: the table resampled as timm does it."""
         config = replace(self.config, image_size=image_size)
         return config, {"position_embedding": resize_table(self.position_embedding, self.config.grid, config.grid)}
 
 
-def _layer_scale(config: ViTConfig) -> LayerScale | eqx.nn.Identity:
-    return eqx.nn.Identity() if config.layer_scale is None else LayerScale(config.dim, config.layer_scale)
-
-
-def _head(config: ViTConfig, *, key: PRNGKeyArray) -> Linear | eqx.nn.Identity:
-    if config.num_classes == 0:
-        return eqx.nn.Identity()
-    width = config.representation_size or config.dim
-    return Linear(width, config.num_classes, weight_init=constant(0.0), key=key)  # zero, as the official code starts
+def _make_block(config: ViTConfig, *, key: PRNGKeyArray) -> PreNormBlock[Attention]:
+    attention_key, mlp_key = jax.random.split(key)
+    dim, inner = config.dim, config.heads * config.head_dim
+    attention = Attention(
+        dim,
+        config.heads,
+        head_dim=config.dim_head,
+        qkv_bias=config.qkv_bias,
+        qk_norm_eps=config.norm_eps if config.qk_norm else None,
+        dropout=config.dropout,
+        # The official code has q, k and v apart: the fans are those of one of them.
+        qkv_init=xavier_uniform(dim, inner),
+        projection_init=xavier_uniform(inner, dim),
+        key=attention_key,
+    )
+    mlp = MLP(
+        dim,
+        config.mlp_dim,
+        activation=gelu_tanh if config.approximate_gelu else gelu,
+        dropout=config.dropout,
+        weight_init=xavier_uniform(dim, config.mlp_dim),
+        bias_init=normal(1e-6),
+        key=mlp_key,
+    )
+    return PreNormBlock(
+        attention,
+        mlp,
+        dim,
+        norm_eps=config.norm_eps,
+        drop_path=config.drop_path,
+        layer_scale=config.layer_scale,
+    )
 
 
 def _preset(dim: int, depth: int, heads: int, patch_size: int, image_size: int = 224, mlp_dim: int = 0) -> ViTConfig:
@@ -365,37 +315,48 @@ PRESETS: dict[str, ViTConfig] = {
 }
 
 
-def _source(name: str, tag: str, crop: float) -> Source:
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if name.startswith("deit") else (INCEPTION_MEAN, INCEPTION_STD)
-    return Source(hub=f"timm/{name}.{tag}", mean=mean, std=std, crop=crop)
+def _inception(hub: str, crop: float = 0.9) -> Source:
+    return Source(hub=hub, crop=crop, mean=INCEPTION_MEAN, std=INCEPTION_STD)
 
 
-_TAGS = {  # tag and crop of timm's default checkpoint; those not named here follow the rule below
-    "vit_base_patch16_224": ("augreg2_in21k_ft_in1k", 0.9),
-    "vit_base_patch8_224": ("augreg2_in21k_ft_in1k", 0.9),
-    "vit_large_patch32_384": ("orig_in21k_ft_in1k", 1.0),
-    "vit_medium_patch16_gap_256": ("sw_in12k_ft_in1k", 0.95),
-    "vit_medium_patch16_reg4_gap_256": ("sbb_in12k_ft_in1k", 0.95),
-    "vit_little_patch16_reg4_gap_256": ("sbb_in1k", 0.95),
-    "vit_wee_patch16_reg1_gap_256": ("sbb_in1k", 0.95),
-}
-_UNRELEASED = (  # no checkpoint with a 1000-class head
-    "vit_small_patch8_224",
-    "vit_large_patch32_224",
-    "vit_large_patch14_224",
-    "vit_huge_patch14_224",
-    "vit_giant_patch14_224",
-    "vit_gigantic_patch14_224",
-    "vit_base_patch16_gap_224",
-    "vit_base_patch16_reg4_gap_256",
-)
+def _imagenet(hub: str, crop: float = 0.9) -> Source:
+    return Source(hub=hub, crop=crop)
 
 
-def _tag(name: str) -> tuple[str, float]:
-    tag = "fb_in1k" if name.startswith("deit") else "augreg_in21k_ft_in1k"
-    return tag, 1.0 if name.endswith("384") else 0.9
-
-
+# timm's default checkpoint with a head of 1000 classes, where there is one.
 WEIGHTS: dict[str, Source] = {
-    name: _source(name, *(_TAGS.get(name) or _tag(name))) for name in PRESETS if name not in _UNRELEASED
+    "vit_tiny_patch16_224": _inception("timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"),
+    "vit_tiny_patch16_384": _inception("timm/vit_tiny_patch16_384.augreg_in21k_ft_in1k", crop=1.0),
+    "vit_small_patch32_224": _inception("timm/vit_small_patch32_224.augreg_in21k_ft_in1k"),
+    "vit_small_patch32_384": _inception("timm/vit_small_patch32_384.augreg_in21k_ft_in1k", crop=1.0),
+    "vit_small_patch16_224": _inception("timm/vit_small_patch16_224.augreg_in21k_ft_in1k"),
+    "vit_small_patch16_384": _inception("timm/vit_small_patch16_384.augreg_in21k_ft_in1k", crop=1.0),
+    "vit_base_patch32_224": _inception("timm/vit_base_patch32_224.augreg_in21k_ft_in1k"),
+    "vit_base_patch32_384": _inception("timm/vit_base_patch32_384.augreg_in21k_ft_in1k", crop=1.0),
+    "vit_base_patch16_224": _inception("timm/vit_base_patch16_224.augreg2_in21k_ft_in1k"),
+    "vit_base_patch16_384": _inception("timm/vit_base_patch16_384.augreg_in21k_ft_in1k", crop=1.0),
+    "vit_base_patch8_224": _inception("timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"),
+    "vit_large_patch32_384": _inception("timm/vit_large_patch32_384.orig_in21k_ft_in1k", crop=1.0),
+    "vit_large_patch16_224": _inception("timm/vit_large_patch16_224.augreg_in21k_ft_in1k"),
+    "vit_large_patch16_384": _inception("timm/vit_large_patch16_384.augreg_in21k_ft_in1k", crop=1.0),
+    "vit_medium_patch16_gap_256": _inception("timm/vit_medium_patch16_gap_256.sw_in12k_ft_in1k", crop=0.95),
+    "vit_medium_patch16_reg4_gap_256": _inception("timm/vit_medium_patch16_reg4_gap_256.sbb_in12k_ft_in1k", crop=0.95),
+    "vit_little_patch16_reg4_gap_256": _inception("timm/vit_little_patch16_reg4_gap_256.sbb_in1k", crop=0.95),
+    "vit_wee_patch16_reg1_gap_256": _inception("timm/vit_wee_patch16_reg1_gap_256.sbb_in1k", crop=0.95),
+    "deit_tiny_patch16_224": _imagenet("timm/deit_tiny_patch16_224.fb_in1k"),
+    "deit_small_patch16_224": _imagenet("timm/deit_small_patch16_224.fb_in1k"),
+    "deit_base_patch16_224": _imagenet("timm/deit_base_patch16_224.fb_in1k"),
+    "deit_base_patch16_384": _imagenet("timm/deit_base_patch16_384.fb_in1k", crop=1.0),
+    "deit_tiny_distilled_patch16_224": _imagenet("timm/deit_tiny_distilled_patch16_224.fb_in1k"),
+    "deit_small_distilled_patch16_224": _imagenet("timm/deit_small_distilled_patch16_224.fb_in1k"),
+    "deit_base_distilled_patch16_224": _imagenet("timm/deit_base_distilled_patch16_224.fb_in1k"),
+    "deit_base_distilled_patch16_384": _imagenet("timm/deit_base_distilled_patch16_384.fb_in1k", crop=1.0),
+    "deit3_small_patch16_224": _imagenet("timm/deit3_small_patch16_224.fb_in1k"),
+    "deit3_small_patch16_384": _imagenet("timm/deit3_small_patch16_384.fb_in1k", crop=1.0),
+    "deit3_medium_patch16_224": _imagenet("timm/deit3_medium_patch16_224.fb_in1k"),
+    "deit3_base_patch16_224": _imagenet("timm/deit3_base_patch16_224.fb_in1k"),
+    "deit3_base_patch16_384": _imagenet("timm/deit3_base_patch16_384.fb_in1k", crop=1.0),
+    "deit3_large_patch16_224": _imagenet("timm/deit3_large_patch16_224.fb_in1k"),
+    "deit3_large_patch16_384": _imagenet("timm/deit3_large_patch16_384.fb_in1k", crop=1.0),
+    "deit3_huge_patch14_224": _imagenet("timm/deit3_huge_patch14_224.fb_in1k"),
 }

@@ -1,52 +1,51 @@
 """What a run writes so that it can go on: models for `eqx_vit.load`, and one file with the whole state of training."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from eqx_vit.create import save
 from eqx_vit.files import read_arrays, write_arrays
-from eqx_vit.paths import path_name
-from eqx_vit.surface import from_dicts
-from eqx_vit.train.step import TrainState, averaged
+from eqx_vit.functional import from_dicts
+from eqx_vit.paths import named_leaves, path_name
+from eqx_vit.registry import AnyConfig
+from eqx_vit.serialization import save
+from eqx_vit.train.run_folder import EpochMetrics
+from eqx_vit.train.step import TrainState, averaged_model
 
 METADATA = "eqx_vit.training_history"
 
 
-def save_averaged(path: Path, config: Any, train: TrainState) -> None:
+def save_averaged_model(path: Path, config: AnyConfig, train: TrainState) -> None:
     """Write the averaged model as a file for `eqx_vit.load`."""
-    params, state = averaged(train)
-    save(path, *from_dicts(config, params, state))
+    save(path, *from_dicts(config, *averaged_model(train)))
 
 
-def save_training_state(path: Path, train: TrainState, history: list[dict[str, Any]]) -> None:
+def save_training_state(path: Path, train: TrainState, history: Sequence[EpochMetrics]) -> None:
     """Write all arrays of the training state, and the metrics so far, as one file; atomic.
 
     One file, since of two files a kill could leave one old and one new.
     """
     arrays = {path_name(at): leaf for at, leaf in jax.tree_util.tree_leaves_with_path(train)}
-    write_arrays(path, arrays, {METADATA: json.dumps(history)})
+    write_arrays(path, arrays, {METADATA: json.dumps([metrics._asdict() for metrics in history])})
 
 
-def load_training_state(path: Path, make_initial: Callable[[], TrainState]) -> tuple[TrainState, list[dict[str, Any]]]:
+def load_training_state(path: Path, make_initial: Callable[[], TrainState]) -> tuple[TrainState, list[EpochMetrics]]:
     """The training state and the metrics that `save_training_state` wrote. `make_initial` tells the shapes.
 
     **Raises:** `ValueError` for a damaged file, or one of another model or optimiser.
     """
     arrays, metadata = read_arrays(path)
     if METADATA not in metadata:
-        raise ValueError(f"{path} is no training state")
-    shapes = {path_name(at): leaf for at, leaf in jax.tree_util.tree_leaves_with_path(jax.eval_shape(make_initial))}
-    wrong = sorted(set(shapes) ^ set(arrays)) or [
+        raise ValueError(f"{path} is not a training state")
+    skeleton = jax.eval_shape(make_initial)
+    shapes = named_leaves(skeleton)
+    wrong = sorted(shapes.keys() ^ arrays.keys()) or [
         name for name, leaf in shapes.items() if (leaf.shape, leaf.dtype) != (arrays[name].shape, arrays[name].dtype)
     ]
     if wrong:
         raise ValueError(f"{path} does not fit this run's model: {len(wrong)} arrays differ, such as {wrong[0]}")
-    train = jax.tree_util.tree_map_with_path(
-        lambda at, _: jnp.asarray(arrays[path_name(at)]), jax.eval_shape(make_initial)
-    )
-    return train, json.loads(metadata[METADATA])
+    train = jax.tree_util.tree_map_with_path(lambda at, _: jnp.asarray(arrays[path_name(at)]), skeleton)
+    return train, [EpochMetrics(**line) for line in json.loads(metadata[METADATA])]

@@ -1,9 +1,8 @@
-"""The two pictures that a run leaves behind."""
+"""The two figures that a run leaves behind."""
 
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -11,39 +10,33 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from eqx_vit.files import write_atomically
+from eqx_vit.train.run_folder import EpochMetrics
 
-TRAINING, VALIDATION, WRONG, QUIET = "#7a8ba3", "#1f6feb", "#c62828", "#555555"
+TRAINING, VALIDATION, WRONG, GREY = "#7a8ba3", "#1f6feb", "#c62828", "#555555"
 GAP = 1.35  # from one row of samples to the next, in widths of an image: the labels are between
 
 
-def draw_curves(path: Path, history: list[dict[str, Any]], title: str) -> None:
-    """Loss, accuracy and learning rate by epoch, the best epoch marked. `history` as in metrics.jsonl."""
-    epochs = [entry["epoch"] for entry in history]
-    best = max(history, key=lambda entry: (entry["validation_accuracy"], -entry["validation_loss"]))
+def draw_curves(path: Path, history: Sequence[EpochMetrics], title: str) -> None:
+    """Loss, accuracy and learning rate by epoch, the best epoch marked."""
+    epochs = [metrics.epoch for metrics in history]
+    best = max(history, key=lambda metrics: metrics.score)
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     loss, accuracy, rate = figure.subplots(1, 3, width_ratios=(4, 4, 3))
-    for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
-        axes.plot(
-            epochs, [entry[f"train_{name}"] for entry in history], color=TRAINING, label="training (moved images)"
-        )
-        axes.plot(
-            epochs,
-            [entry[f"validation_{name}"] for entry in history],
-            color=VALIDATION,
-            label="validation (averaged weights)",
-        )
-        axes.plot(
-            best["epoch"],
-            best[f"validation_{name}"],
-            "o",
-            color=VALIDATION,
-            label=f"best, epoch {best['epoch']}: {_spelt(name, best)}",
-        )
+    for axes, name, value in (
+        (loss, "loss", f"{best.validation_loss:.3f}"),
+        (accuracy, "accuracy", f"{best.validation_accuracy:.1%}"),
+    ):
+        training = [getattr(metrics, f"train_{name}") for metrics in history]
+        validation = [getattr(metrics, f"validation_{name}") for metrics in history]
+        axes.plot(epochs, training, color=TRAINING, label="training (augmented images)")
+        axes.plot(epochs, validation, color=VALIDATION, label="validation (averaged weights)")
+        label = f"best, epoch {best.epoch}: {value}"
+        axes.plot(best.epoch, getattr(best, f"validation_{name}"), "o", color=VALIDATION, label=label)
         axes.legend(frameon=False, fontsize="small")
     loss.set(title="cross-entropy", yscale="log")
     accuracy.set(title="accuracy")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
-    rate.plot(epochs, [entry["learning_rate"] for entry in history], color=QUIET)
+    rate.plot(epochs, [metrics.learning_rate for metrics in history], color=GREY)
     rate.set(title="learning rate", ylim=(0, None))
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     for axes in (loss, accuracy, rate):
@@ -63,7 +56,7 @@ def draw_samples(
     classes: Sequence[str],
     title: str,
 ) -> None:
-    """Up to 40 images with predicted and true labels: mistakes first, in red, then the least certain right answers."""
+    """Up to 40 images with predicted and true labels: mistakes first, in red, then the least certain correct ones."""
     predicted = probabilities.argmax(axis=1)
     wrong = predicted != labels
     order = np.lexsort((probabilities.max(axis=1), ~wrong))[:40]
@@ -84,21 +77,16 @@ def draw_samples(
             vmax=255,
             interpolation="bicubic",
         )
-        said, sure = _short(classes[predicted[index]]), probabilities[index].max()
-        text = f"predicted {said} ({sure:.0%})\ntrue {_short(classes[labels[index]])}"
-        colour = WRONG if wrong[index] else QUIET
+        guess, confidence = _shorten(classes[int(predicted[index])]), probabilities[index].max()
+        text = f"predicted {guess} ({confidence:.0%})\ntrue {_shorten(classes[int(labels[index])])}"
+        colour = WRONG if wrong[index] else GREY
         axes.text(left + 0.5, top + GAP - 1, text, fontsize=7.5, color=colour, ha="center", va="bottom")
     axes.set(xlim=(-0.05, columns + 0.05), ylim=(GAP * rows, -0.05))  # imshow has moved them
     figure.suptitle(title)
     _write(path, figure)
 
 
-def _spelt(name: str, entry: dict[str, Any]) -> str:
-    value = entry[f"validation_{name}"]
-    return f"{value:.1%}" if name == "accuracy" else f"{value:.3f}"
-
-
-def _short(name: str) -> str:
+def _shorten(name: str) -> str:
     return name if len(name) <= 14 else name[:13] + "…"
 
 

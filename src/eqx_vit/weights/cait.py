@@ -2,44 +2,33 @@
 
 from eqx_vit.layers.config import pair
 from eqx_vit.models.cait import CaiTConfig
-from eqx_vit.weights.rules import Constant, Rule, affine, patch_embedding, rearranged, same, stack
+from eqx_vit.weights.checkpoints import Checkpoints
+from eqx_vit.weights.rules import Constant, Rule, copy, fuse, patch_embedding, stack, timm_block, token, weight_and_bias
 
 
 def _official(config: CaiTConfig) -> list[Rule | Constant]:
-    scales_and_mlp = [
-        *affine("norm1", "norm1"),
-        same("scale1.scale", "gamma_1"),
-        *affine("norm2", "norm2"),
-        *affine("mlp.expand", "mlp.fc1"),
-        *affine("mlp.contract", "mlp.fc2"),
-        same("scale2.scale", "gamma_2"),
-        *affine("attention.projection", "attn.proj"),
-    ]
+    scales = [copy("layer_scale1.gamma", "gamma_1"), copy("layer_scale2.gamma", "gamma_2")]
     block = [
-        *affine("attention.qkv", "attn.qkv"),
-        *affine("attention.mix_scores", "attn.proj_l"),
-        *affine("attention.mix_weights", "attn.proj_w"),
-        *scales_and_mlp,
+        *timm_block(),
+        *weight_and_bias("attention.mix_scores", "attn.proj_l"),
+        *weight_and_bias("attention.mix_weights", "attn.proj_w"),
+        *scales,
     ]
-    two = {"two": 2}
     class_block = [
-        *affine("attention.query", "attn.q"),
-        rearranged(
-            "attention.key_value.weight", ["attn.k.weight", "attn.v.weight"], "two out dim -> (two out) dim", two
-        ),
-        rearranged("attention.key_value.bias", ["attn.k.bias", "attn.v.bias"], "two out -> (two out)", two),
-        *scales_and_mlp,
+        *timm_block(),
+        *weight_and_bias("attention.query", "attn.q"),
+        *fuse("attention.key_value", ["attn.k", "attn.v"]),
+        *scales,
     ]
-    token = "one tokens dim -> (one tokens) dim"
     return [
-        rearranged("class_token", "cls_token", token, {"one": 1}),
-        rearranged("position_embedding", "pos_embed", token, {"one": 1}),
+        token("class_token", "cls_token"),
+        token("position_embedding", "pos_embed"),
         *patch_embedding("patch_embedding", "patch_embed.proj", pair(config.patch_size)),
         *stack("blocks", [f"blocks.{index}." for index in range(config.depth)], block),
         *stack("class_blocks", [f"blocks_token_only.{index}." for index in range(config.cls_depth)], class_block),
-        *affine("norm", "norm"),
-        *affine("head", "head"),
+        *weight_and_bias("norm", "norm"),
+        *weight_and_bias("head", "head"),
     ]
 
 
-NAMES = {"official": _official, "timm": _official}
+CHECKPOINTS = Checkpoints(names={"official": _official, "timm": _official})

@@ -4,17 +4,21 @@ The one place that reads a pickle, and only with `weights_only=True`, which runs
 """
 
 import argparse
+import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
 
 from eqx_vit.files import check_regular_file, write_arrays
 
-# Where training programs keep the weights inside what they save.
+Tensor = TypeVar("Tensor")
+
+# Where training programs keep the weights, in what they save.
 WRAPPERS = ("model", "state_dict", "model_state_dict", "model_ema", "state_dict_ema")
 
 
@@ -53,19 +57,18 @@ def convert(file: Path, out: Path, key: str | None = None) -> int:
     if out.exists():
         raise FileExistsError(f"{out} exists already: give another name, or delete it first")
     check_regular_file(file)
-    import torch
-
+    torch = importlib.import_module("torch")  # not a dependency of this package
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises whatever it stumbles over
+    except Exception as error:  # the unpickler may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{file} is not a file of weights that PyTorch can read safely: {reason}") from error
-    arrays = {name: _array(tensor, torch) for name, tensor in weights_in(content, torch.Tensor, key).items()}
+    arrays = {name: _to_numpy(tensor, torch) for name, tensor in weights_in(content, torch.Tensor, key).items()}
     write_arrays(out, arrays, {"converted_from": file.name})
     return len(arrays)
 
 
-def weights_in(content: Any, tensor: type, key: str | None = None) -> dict[str, Any]:
+def weights_in(content: object, tensor: type[Tensor], key: str | None = None) -> dict[str, Tensor]:
     """The named tensors in what a training program saved.
 
     **Raises:** `ValueError` where there are none, or several sets.
@@ -77,15 +80,16 @@ def weights_in(content: Any, tensor: type, key: str | None = None) -> dict[str, 
         raise ValueError(f"the file has no weights under {key!r}; it has {', '.join(map(str, content))}")
     if key is None and len(found) > 1:
         raise ValueError(f"the file holds several sets of weights: choose with --key, one of {', '.join(found)}")
+    weights = content
     for name in [key] if key is not None else found:
-        content = content[name]
-    other = [name for name, value in content.items() if not isinstance(value, tensor)]
-    if other or not content:
+        weights = weights[name]
+    other = [name for name, value in weights.items() if not isinstance(value, tensor)]
+    if other or not weights:
         raise ValueError(f"the file holds more than weights: {', '.join(map(str, other[:5])) or 'nothing'}")
-    return dict(content)
+    return {str(name): value for name, value in weights.items()}
 
 
-def _array(tensor: Any, torch: Any) -> np.ndarray:
+def _to_numpy(tensor: Any, torch: ModuleType) -> np.ndarray:
     tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype == torch.bfloat16:  # numpy has no such dtype: the bits are carried over
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)

@@ -2,8 +2,19 @@
 
 from collections.abc import Sequence
 
-from eqx_vit.models.cross_vit import CrossViTConfig, equal_runs
-from eqx_vit.weights.rules import Constant, Rule, affine, patch_embedding, rearranged, stack
+from eqx_vit.models.cross_vit import CrossViTConfig
+from eqx_vit.weights.checkpoints import Checkpoints
+from eqx_vit.weights.rules import (
+    Constant,
+    KeyRenames,
+    Rule,
+    fuse,
+    patch_embedding,
+    stack,
+    timm_block,
+    token,
+    weight_and_bias,
+)
 
 
 def _official(config: CrossViTConfig) -> list[Rule | Constant]:
@@ -17,72 +28,54 @@ def _timm(config: CrossViTConfig) -> list[Rule | Constant]:
 def _rules(config: CrossViTConfig, dot: str) -> list[Rule | Constant]:
     """`dot` stands before the branch's number in the names of tokens and tables, the one difference of the two."""
     rules: list[Rule | Constant] = []
-    for branch in (0, 1):
-        ours, theirs = f"embeddings.{branch}", f"patch_embed.{branch}.proj"
+    for index, branch in enumerate(config.branches):
+        ours, theirs = f"embeddings.{index}", f"patch_embed.{index}.proj"
         rules += [
-            _token(f"{ours}.class_token", f"cls_token{dot}{branch}"),
-            _token(f"{ours}.position_embedding", f"pos_embed{dot}{branch}"),
-            *patch_embedding(f"{ours}.patch_embedding", theirs, config.patch_sizes[branch]),
-            *affine(f"norm.{branch}", f"norm.{branch}"),
-            *affine(f"head.{branch}", f"head.{branch}"),
+            token(f"{ours}.class_token", f"cls_token{dot}{index}"),
+            token(f"{ours}.position_embedding", f"pos_embed{dot}{index}"),
+            *patch_embedding(f"{ours}.patch_embedding", theirs, branch.patch_size),
+            *weight_and_bias(f"norm.{index}", f"norm.{index}"),
+            *weight_and_bias(f"head.{index}", f"head.{index}"),
         ]
-        for index in range(3):
-            rules += affine(f"{ours}.patch_embedding.convolutions.{index}", f"{theirs}.{2 * index}")
-    for index, (depths, run) in enumerate(equal_runs(config)):
-        block = [*_branches(depths), *_exchange(config, 0), *_exchange(config, 1)]
-        rules += stack(f"blocks.{index}", [f"blocks.{number}." for number in run], block)
+        for layer in range(3):
+            rules += weight_and_bias(f"{ours}.patch_embedding.convolutions.{layer}", f"{theirs}.{2 * layer}")
+    start = 0
+    for index, (depths, count) in enumerate(config.runs):
+        prefixes = [f"blocks.{number}." for number in range(start, start + count)]
+        rules += stack(f"blocks.{index}", prefixes, [*_branches(depths), *_fusion(config, 0), *_fusion(config, 1)])
+        start += count
     return rules
 
 
 def _branches(depths: Sequence[int]) -> list[Rule | Constant]:
-    block = [
-        *affine("norm1", "norm1"),
-        *affine("attention.qkv", "attn.qkv"),
-        *affine("attention.projection", "attn.proj"),
-        *affine("norm2", "norm2"),
-        *affine("mlp.expand", "mlp.fc1"),
-        *affine("mlp.contract", "mlp.fc2"),
-    ]
     rules: list[Rule | Constant] = []
     for branch, depth in enumerate(depths):
-        rules += stack(f"branches.{branch}", [f"blocks.{branch}.{index}." for index in range(depth)], block)
+        rules += stack(f"branches.{branch}", [f"blocks.{branch}.{index}." for index in range(depth)], timm_block())
     return rules
 
 
-def _exchange(config: CrossViTConfig, branch: int) -> list[Rule | Constant]:
-    ours = f"exchanges.{branch}"
+def _fusion(config: CrossViTConfig, branch: int) -> list[Rule | Constant]:
+    ours = f"fusions.{branch}"
     rules = [
-        *affine(f"{ours}.projection.norm", f"projs.{branch}.0"),
-        *affine(f"{ours}.projection.linear", f"projs.{branch}.2"),
-        *affine(f"{ours}.reversion.norm", f"revert_projs.{branch}.0"),
-        *affine(f"{ours}.reversion.linear", f"revert_projs.{branch}.2"),
+        *weight_and_bias(f"{ours}.project_norm", f"projs.{branch}.0"),
+        *weight_and_bias(f"{ours}.project", f"projs.{branch}.2"),
+        *weight_and_bias(f"{ours}.revert_norm", f"revert_projs.{branch}.0"),
+        *weight_and_bias(f"{ours}.revert", f"revert_projs.{branch}.2"),
     ]
     for index in range(max(config.cross_attn_depth, 1)):
         # A depth of 0 means one block without an index of its own: the layout of every released checkpoint.
         theirs = f"fusion.{branch}.{index}" if config.cross_attn_depth else f"fusion.{branch}"
-        fusion = f"{ours}.fusion.{index}"
-        key_value = [f"{theirs}.attn.wk", f"{theirs}.attn.wv"]
+        attention = f"{ours}.attentions.{index}"
         rules += [
-            *affine(f"{fusion}.norm", f"{theirs}.norm1"),
-            *affine(f"{fusion}.query", f"{theirs}.attn.wq"),
-            rearranged(
-                f"{fusion}.key_value.weight",
-                [f"{name}.weight" for name in key_value],
-                "two out dim -> (two out) dim",
-                {"two": 2},
-            ),
-            rearranged(
-                f"{fusion}.key_value.bias", [f"{name}.bias" for name in key_value], "two out -> (two out)", {"two": 2}
-            ),
-            *affine(f"{fusion}.projection", f"{theirs}.attn.proj"),
+            *weight_and_bias(f"{attention}.norm", f"{theirs}.norm1"),
+            *weight_and_bias(f"{attention}.query", f"{theirs}.attn.wq"),
+            *fuse(f"{attention}.key_value", [f"{theirs}.attn.wk", f"{theirs}.attn.wv"]),
+            *weight_and_bias(f"{attention}.projection.linear", f"{theirs}.attn.proj"),
         ]
     return rules
 
 
-def _token(ours: str, theirs: str) -> Rule:
-    return rearranged(ours, theirs, "one tokens dim -> (one tokens) dim", {"one": 1})
+# Files from before timm renamed them.
+_RENAMES: KeyRenames = [(r"^(cls_token|pos_embed)\.([01])$", r"\1_\2")]
 
-
-NAMES = {"official": _official, "timm": _timm}
-
-SPELLINGS = {"timm": [(r"^(cls_token|pos_embed)\.([01])$", r"\1_\2")]}  # files from before timm renamed them
+CHECKPOINTS = Checkpoints(names={"official": _official, "timm": _timm}, renames={"timm": _RENAMES})

@@ -1,25 +1,29 @@
 """CrossFormer's names in the official code (cheerss/CrossFormer)."""
 
-from eqx_vit.models.crossformer import CrossFormerConfig
-from eqx_vit.weights.rules import Constant, Rule, affine, stack
+from eqx_vit.models.crossformer import CrossFormerConfig, StageSizes
+from eqx_vit.weights.checkpoints import Checkpoints
+from eqx_vit.weights.rules import Constant, Rule, periodic_stack, timm_block, weight_and_bias, with_prefix
 
 
 def _official(config: CrossFormerConfig) -> list[Rule | Constant]:
-    rules = [*_embedding("embedding", "patch_embed.projs", config, 0), *affine("embedding_norm", "patch_embed.norm")]
-    for stage, (depth, coolings) in enumerate(zip(config.depths, config.coolings_of_stages, strict=True)):
-        names = [f"layers.{stage}.blocks.{index}." for index in range(depth)]
-        rules += stack(f"stages.{stage}.blocks", names, _block())
-        rules += stack(f"stages.{stage}.coolings", names[2 : 3 * coolings : 3], _COOLING)
-    for stage in range(config.stages - 1):
-        ours, theirs = f"merges.{stage}", f"layers.{stage}.downsample"
-        rules += affine(f"{ours}.norm", f"{theirs}.norm")
-        rules += _embedding(f"{ours}.embedding", f"{theirs}.reductions", config, stage + 1)
-    return [*rules, *affine("norm", "norm"), *affine("head", "head")]
+    first, *others = config.stages
+    rules = [
+        *_embedding("embedding", "patch_embed.projs", first),
+        *weight_and_bias("embedding_norm", "patch_embed.norm"),
+    ]
+    for index, sizes in enumerate(config.stages):
+        names = [f"layers.{index}.blocks.{block}." for block in range(sizes.depth)]
+        rules += periodic_stack(f"stages.{index}", names, sizes.period, sizes.periods, _BLOCK)
+    for index, sizes in enumerate(others):
+        ours, theirs = f"mergings.{index}", f"layers.{index}.downsample"
+        rules += weight_and_bias(f"{ours}.norm", f"{theirs}.norm")
+        rules += _embedding(f"{ours}.embedding", f"{theirs}.reductions", sizes)
+    return [*rules, *weight_and_bias("norm", "norm"), *weight_and_bias("head", "head")]
 
 
-def _embedding(ours: str, theirs: str, config: CrossFormerConfig, stage: int) -> list[Rule | Constant]:
-    kernels = range(len(config.kernels_of_stages[stage]))
-    return [rule for index in kernels for rule in affine(f"{ours}.convs.{index}", f"{theirs}.{index}")]
+def _embedding(ours: str, theirs: str, sizes: StageSizes) -> list[Rule | Constant]:
+    kernels = range(len(sizes.kernels))
+    return [rule for index in kernels for rule in weight_and_bias(f"{ours}.convs.{index}", f"{theirs}.{index}")]
 
 
 def _block() -> list[Rule | Constant]:
@@ -27,25 +31,25 @@ def _block() -> list[Rule | Constant]:
         rule
         for index in range(3)
         for rule in (
-            *affine(f"attention.position_bias.norms.{index}", f"attn.pos.pos{index + 1}.0"),
-            *affine(f"attention.position_bias.linears.{index}", f"attn.pos.pos{index + 1}.2"),
+            *weight_and_bias(f"norms.{index}", f"pos{index + 1}.0"),
+            *weight_and_bias(f"linears.{index}", f"pos{index + 1}.2"),
         )
     ]
     return [
-        *affine("norm1", "norm1"),
-        *affine("attention.qkv", "attn.qkv"),
-        *affine("attention.position_bias.embedding", "attn.pos.pos_proj"),
-        *bias,
-        *affine("attention.projection", "attn.proj"),
-        *affine("norm2", "norm2"),
-        *affine("mlp.expand", "mlp.fc1"),
-        *affine("mlp.contract", "mlp.fc2"),
-        # Checkpoints of the first release hold these two tables; the code of today does not save them.
-        Constant("attn.biases", None, saved=False),
-        Constant("attn.relative_position_index", None, saved=False),
+        *timm_block(),
+        *with_prefix("attention.position_bias.", "attn.pos.", [*weight_and_bias("embedding", "pos_proj"), *bias]),
     ]
 
 
-_COOLING = [*affine("conv", "ex_conv"), *affine("norm", "ex_ln")]
+# With and without a cooling layer: rules for arrays that a block does not have are skipped.
+_BLOCK = [
+    *_block(),
+    *with_prefix("block.", "", _block()),
+    *weight_and_bias("cooling.conv", "ex_conv"),
+    *weight_and_bias("cooling.norm", "ex_ln"),
+    # Checkpoints of the first release hold these two tables; the code of today does not save them.
+    Constant("attn.biases"),
+    Constant("attn.relative_position_index"),
+]
 
-NAMES = {"official": _official}
+CHECKPOINTS = Checkpoints(names={"official": _official})

@@ -23,7 +23,7 @@ def fetch(place: str, file: str, *, sha256: str | None = None) -> Path:
     local file; `file` the name within a repository or folder, and the one that a download from a URL gets.
 
     **Raises:** `FileNotFoundError` that says what to do for a file that is not there and cannot be downloaded;
-    `ValueError` for another content than `sha256` says; `ImportError` without huggingface_hub.
+    `ValueError` for a file that `sha256` does not fit; `ImportError` without huggingface_hub.
     """
     if place.startswith(_HUB):
         path = _from_hub(place.removeprefix(_HUB), file)
@@ -66,12 +66,12 @@ def _from_url(url: str, name: str, sha256: str | None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{os.getpid()}.tmp")
     try:
-        with urllib.request.urlopen(url, timeout=30) as answer, open(unfinished, "wb") as out:
-            if answer.headers.get("Content-Type", "").startswith("text/html"):
-                raise OSError("it is a web page that asks for something first")
-            length = int(answer.headers.get("Content-Length") or 0)
+        with urllib.request.urlopen(url, timeout=30) as response, open(unfinished, "wb") as out:
+            if response.headers.get("Content-Type", "").startswith("text/html"):
+                raise OSError("it is a web page, perhaps one that wants a confirmation first")
+            length = int(response.headers.get("Content-Length") or 0)
             with hub.utils.tqdm(total=length or None, unit="B", unit_scale=True, desc=name) as bar:
-                while block := answer.read(2**20):
+                while block := response.read(2**20):
                     out.write(block)
                     bar.update(len(block))
         if length and unfinished.stat().st_size != length:

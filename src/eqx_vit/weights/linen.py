@@ -3,20 +3,20 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from eqx_vit.weights.rules import Constant, Rule, Spellings, rearranged, same
+from eqx_vit.weights.rules import Constant, KeyRenames, Rule, copy, relayout
 
 
 def dense(ours: str, theirs: str) -> list[Rule | Constant]:
     """A linear map."""
     return [
-        rearranged(f"{ours}.weight", f"{theirs}/kernel", "dim out -> out dim"),
-        same(f"{ours}.bias", f"{theirs}/bias"),
+        relayout(f"{ours}.weight", f"{theirs}/kernel", "dim out -> out dim"),
+        copy(f"{ours}.bias", f"{theirs}/bias"),
     ]
 
 
 def layer_norm(ours: str, theirs: str) -> list[Rule | Constant]:
     """LayerNorm."""
-    return [same(f"{ours}.weight", f"{theirs}/scale"), same(f"{ours}.bias", f"{theirs}/bias")]
+    return [copy(f"{ours}.weight", f"{theirs}/scale"), copy(f"{ours}.bias", f"{theirs}/bias")]
 
 
 def patch_embedding(ours: str, theirs: str, patch_size: tuple[int, int]) -> list[Rule | Constant]:
@@ -24,8 +24,8 @@ def patch_embedding(ours: str, theirs: str, patch_size: tuple[int, int]) -> list
     axes = {"height": patch_size[0], "width": patch_size[1]}
     pattern = "height width channels dim -> dim (height width channels)"
     return [
-        rearranged(f"{ours}.linear.weight", f"{theirs}/kernel", pattern, axes),
-        same(f"{ours}.linear.bias", f"{theirs}/bias"),
+        relayout(f"{ours}.linear.weight", f"{theirs}/kernel", pattern, axes),
+        copy(f"{ours}.linear.bias", f"{theirs}/bias"),
     ]
 
 
@@ -37,22 +37,22 @@ def projections(ours: str, theirs: Sequence[str], heads: int) -> list[Rule | Con
         weight, bias = "parts dim heads size -> (parts heads size) dim", "parts heads size -> (parts heads size)"
     axes = {"heads": heads} | ({} if len(theirs) == 1 else {"parts": len(theirs)})
     return [
-        rearranged(f"{ours}.weight", [f"{name}/kernel" for name in theirs], weight, axes),
-        rearranged(f"{ours}.bias", [f"{name}/bias" for name in theirs], bias, axes),
+        relayout(f"{ours}.weight", [f"{name}/kernel" for name in theirs], weight, axes),
+        relayout(f"{ours}.bias", [f"{name}/bias" for name in theirs], bias, axes),
     ]
 
 
 def from_heads(ours: str, theirs: str, heads: int) -> list[Rule | Constant]:
     """The projection of the heads side by side back to a token."""
     return [
-        rearranged(f"{ours}.weight", f"{theirs}/kernel", "heads size dim -> dim (heads size)", {"heads": heads}),
-        same(f"{ours}.bias", f"{theirs}/bias"),
+        relayout(f"{ours}.weight", f"{theirs}/kernel", "heads size dim -> dim (heads size)", {"heads": heads}),
+        copy(f"{ours}.bias", f"{theirs}/bias"),
     ]
 
 
 def mlp(ours: str, theirs: str) -> list[Rule | Constant]:
     """`MlpBlock`."""
-    return [*dense(f"{ours}.expand", f"{theirs}/Dense_0"), *dense(f"{ours}.contract", f"{theirs}/Dense_1")]
+    return [*dense(f"{ours}.fc1", f"{theirs}/Dense_0"), *dense(f"{ours}.fc2", f"{theirs}/Dense_1")]
 
 
 def block(heads: int) -> list[Rule | Constant]:
@@ -61,7 +61,7 @@ def block(heads: int) -> list[Rule | Constant]:
     return [
         *layer_norm("norm1", "LayerNorm_0"),
         *projections("attention.qkv", [f"{attention}/{name}" for name in ("query", "key", "value")], heads),
-        *from_heads("attention.projection", f"{attention}/out", heads),
+        *from_heads("attention.projection.linear", f"{attention}/out", heads),
         *layer_norm("norm2", "LayerNorm_1"),
         *mlp("mlp", "MlpBlock_0"),
     ]
@@ -86,7 +86,7 @@ def scanned(ours: str, theirs: str, rules: Iterable[Rule | Constant]) -> list[Ru
 
 
 # Released files may be whole training states, and those of 2020 number the parts of a block as linen did not yet.
-SPELLINGS: Spellings = [
+RENAMES: KeyRenames = [
     (r"^(opt/target|optimizer/target|target|params)/", ""),
     (r"(encoderblock(_\d+)?)/MultiHeadDotProductAttention_1/", r"\1/MultiHeadDotProductAttention_0/"),
     (r"(encoderblock(_\d+)?)/LayerNorm_2/", r"\1/LayerNorm_1/"),

@@ -2,129 +2,110 @@
 
 from itertools import accumulate
 
+import numpy as np
+
 from eqx_vit.layers.config import check, pair
-from eqx_vit.models.nest import NesTConfig
-from eqx_vit.weights.rules import Constant, Rule, affine, inside, patch_embedding, rearranged, same, stack
+from eqx_vit.models.nest import NesTConfig, StageSizes
+from eqx_vit.weights import linen
+from eqx_vit.weights.checkpoints import Checkpoints
+from eqx_vit.weights.rules import (
+    Constant,
+    Join,
+    Rule,
+    copy,
+    patch_embedding,
+    relayout,
+    stack,
+    timm_block,
+    weight_and_bias,
+    with_prefix,
+)
 
 
 def _timm(config: NesTConfig) -> list[Rule | Constant]:
     check(not config.multi_query, "timm has no NesT with multi_query=True: use source='official'")
     rules = patch_embedding("patch_embedding", "patch_embed.proj", pair(config.patch_size))
-    for level, depth in enumerate(config.depths):
+    for stage, sizes in enumerate(config.stages):
+        # timm merges the heads with the head innermost.
+        merged, heads = "dim (size heads) -> dim (heads size)", {"heads": sizes.heads}
         block = [
-            *affine("norm1", "norm1"),
-            *affine("attention.qkv", "attn.qkv"),
-            # timm merges the heads with the head innermost.
-            rearranged(
-                "attention.projection.weight",
-                "attn.proj.weight",
-                "dim (size heads) -> dim (heads size)",
-                {"heads": config.heads_of_levels[level]},
-            ),
-            same("attention.projection.bias", "attn.proj.bias"),
-            *affine("norm2", "norm2"),
-            *affine("mlp.expand", "mlp.fc1"),
-            *affine("mlp.contract", "mlp.fc2"),
+            *timm_block(),
+            *weight_and_bias("attention.attention.qkv", "attn.qkv"),
+            relayout("attention.attention.projection.linear.weight", "attn.proj.weight", merged, heads),
+            copy("attention.attention.projection.linear.bias", "attn.proj.bias"),
         ]
         parts = [
             _table("position_embedding", "pos_embed"),
-            *affine("aggregation.conv", "pool.conv"),
-            *affine("aggregation.norm", "pool.norm"),
-            *stack("blocks", [f"transformer_encoder.{index}." for index in range(depth)], block),
+            *weight_and_bias("aggregation.conv", "pool.conv"),
+            *weight_and_bias("aggregation.norm", "pool.norm"),
+            *stack("blocks", [f"transformer_encoder.{index}." for index in range(sizes.depth)], block),
         ]
-        rules += inside(f"levels.{level}.", f"levels.{level}.", parts)
-    return [*rules, *affine("norm", "norm"), *affine("head", "head")]
+        rules += with_prefix(f"stages.{stage}.", f"levels.{stage}.", parts)
+    return [*rules, *weight_and_bias("norm", "norm"), *weight_and_bias("head", "head")]
 
 
 def _flax(config: NesTConfig) -> list[Rule | Constant]:
-    rules = _conv("patch_embedding.linear", "PatchEmbedding_0/Conv_0", "out (height width dim)", config.patch_size)
-    for level, (depth, end) in enumerate(zip(config.depths, accumulate(config.depths), strict=True)):
-        heads = config.heads_of_levels[level]
+    rules = linen.patch_embedding("patch_embedding", "PatchEmbedding_0/Conv_0", pair(config.patch_size))
+    ends = accumulate(sizes.depth for sizes in config.stages)
+    for stage, (sizes, end) in enumerate(zip(config.stages, ends, strict=True)):
+        attention = _multi_query(sizes) if config.multi_query else _multi_head(sizes)
         block = [
-            *_norm("norm1", "LayerNorm_0"),
-            *(_multi_query(heads) if config.multi_query else _multi_head(config, level)),
-            *_norm("norm2", "LayerNorm_1"),
-            *_dense("mlp.expand", "MlpBlock_0/Dense_0"),
-            *_dense("mlp.contract", "MlpBlock_0/Dense_1"),
+            *linen.layer_norm("norm1", "LayerNorm_0"),
+            *with_prefix("attention.attention.", "", attention),
+            *linen.layer_norm("norm2", "LayerNorm_1"),
+            *linen.mlp("mlp", "MlpBlock_0"),
         ]
-        # Blocks are numbered through all levels.
-        prefixes = [f"EncoderNDBlock_{index}/" for index in range(end - depth, end)]
+        # Blocks are numbered through all stages.
+        prefixes = [f"EncoderNDBlock_{index}/" for index in range(end - sizes.depth, end)]
+        pool = f"ConvPool_{stage - 1}"
+        kernel = "height width dim out -> out dim height width"
         parts = [
-            _table("position_embedding", f"PositionEmbedding_{level}/pos_embedding"),
-            *_conv("aggregation.conv", f"ConvPool_{level - 1}/Conv_0", "out dim height width", 3),
-            *_norm("aggregation.norm", f"ConvPool_{level - 1}/LayerNorm_0"),
+            _table("position_embedding", f"PositionEmbedding_{stage}/pos_embedding"),
+            relayout("aggregation.conv.weight", f"{pool}/Conv_0/kernel", kernel),
+            copy("aggregation.conv.bias", f"{pool}/Conv_0/bias"),
+            *linen.layer_norm("aggregation.norm", f"{pool}/LayerNorm_0"),
             *stack("blocks", prefixes, block),
         ]
-        rules += inside(f"levels.{level}.", "", parts)
-    return [*rules, *_norm("norm", "LayerNorm_0"), *_dense("head", "Dense_0")]
+        rules += with_prefix(f"stages.{stage}.", "", parts)
+    return [*rules, *linen.layer_norm("norm", "LayerNorm_0"), *linen.dense("head", "Dense_0")]
 
 
-def _multi_head(config: NesTConfig, level: int) -> list[Rule | Constant]:
-    name, heads = "MultiHeadAttention_0", config.heads_of_levels[level]
-    size = config.dim_head or config.dims[level] // heads
+def _multi_head(sizes: StageSizes) -> list[Rule | Constant]:
+    name = "MultiHeadAttention_0"
+    parts = [f"{name}/DenseGeneral_{index}" for index in (0, 1)]
     # The second map holds keys and values, side by side in each head.
-    parts, axes = [f"{name}/DenseGeneral_{index}" for index in (0, 1)], {"three": 3, "heads": heads}
+    join = Join(
+        load=lambda parts: np.concatenate(parts, axis=-1),
+        save=lambda array: np.split(array, [sizes.head_dim], axis=-1),
+    )
+    axes = {"three": 3, "heads": sizes.heads}
+    weight, bias = "dim heads (three size) -> (three heads size) dim", "heads (three size) -> (three heads size)"
     return [
-        rearranged(
-            "attention.qkv.weight",
-            [f"{part}/kernel" for part in parts],
-            "dim heads (three size) -> (three heads size) dim",
-            axes,
-            joined=(size, 2 * size),
-        ),
-        rearranged(
-            "attention.qkv.bias",
-            [f"{part}/bias" for part in parts],
-            "heads (three size) -> (three heads size)",
-            axes,
-            joined=(size, 2 * size),
-        ),
-        *_projection(name, heads),
+        relayout("qkv.weight", [f"{part}/kernel" for part in parts], weight, axes, join=join),
+        relayout("qkv.bias", [f"{part}/bias" for part in parts], bias, axes, join=join),
+        *_projection(name, sizes),
     ]
 
 
-def _multi_query(heads: int) -> list[Rule | Constant]:
-    name, axes = "MultiQueryAttention_0", {"heads": heads}
+def _multi_query(sizes: StageSizes) -> list[Rule | Constant]:
+    name = "MultiQueryAttention_0"
     return [
-        rearranged(
-            "attention.query.weight", f"{name}/DenseGeneral_0/kernel", "dim heads size -> (heads size) dim", axes
-        ),
-        rearranged("attention.query.bias", f"{name}/DenseGeneral_0/bias", "heads size -> (heads size)", axes),
-        *_dense("attention.key_value", f"{name}/Dense_0"),
-        *_projection(name, heads),
+        *linen.projections("query", [f"{name}/DenseGeneral_0"], sizes.heads),
+        *linen.dense("key_value", f"{name}/Dense_0"),
+        *_projection(name, sizes),
     ]
 
 
-def _projection(name: str, heads: int) -> list[Rule | Constant]:
+def _projection(name: str, sizes: StageSizes) -> list[Rule | Constant]:
     pattern = "heads size dim -> dim (heads size)"
     return [
-        rearranged("attention.projection.weight", f"{name}/proj_kernel", pattern, {"heads": heads}),
-        same("attention.projection.bias", f"{name}/bias"),
+        relayout("projection.linear.weight", f"{name}/proj_kernel", pattern, {"heads": sizes.heads}),
+        copy("projection.linear.bias", f"{name}/bias"),
     ]
 
 
 def _table(ours: str, theirs: str) -> Rule:
-    return rearranged(ours, theirs, "one windows positions dim -> (one windows) positions dim", {"one": 1})
+    return relayout(ours, theirs, "1 windows positions dim -> windows positions dim")
 
 
-def _conv(ours: str, theirs: str, layout: str, size: int | tuple[int, int]) -> list[Rule | Constant]:
-    height, width = pair(size)
-    axes = {"height": height, "width": width}
-    return [
-        rearranged(f"{ours}.weight", f"{theirs}/kernel", f"height width dim out -> {layout}", axes),
-        same(f"{ours}.bias", f"{theirs}/bias"),
-    ]
-
-
-def _dense(ours: str, theirs: str) -> list[Rule | Constant]:
-    return [
-        rearranged(f"{ours}.weight", f"{theirs}/kernel", "dim out -> out dim"),
-        same(f"{ours}.bias", f"{theirs}/bias"),
-    ]
-
-
-def _norm(ours: str, theirs: str) -> list[Rule | Constant]:
-    return [same(f"{ours}.weight", f"{theirs}/scale"), same(f"{ours}.bias", f"{theirs}/bias")]
-
-
-NAMES = {"official": _flax, "flax": _flax, "timm": _timm}
+CHECKPOINTS = Checkpoints(names={"official": _flax, "flax": _flax, "timm": _timm})

@@ -1,53 +1,63 @@
 """PatchMergerViT's names: timm's ViT with the merger beside its blocks, and vit-pytorch's `vit_with_patch_merger`."""
 
 from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
 
 from eqx_vit.layers.config import check, pair
 from eqx_vit.models.patch_merger import PatchMergerViTConfig
-from eqx_vit.weights.rules import Constant, Rule, affine, inside, patch_embedding, rearranged, same, stack
+from eqx_vit.weights.checkpoints import Checkpoints
+from eqx_vit.weights.rules import (
+    Constant,
+    Join,
+    Rule,
+    copy,
+    patch_embedding,
+    stack,
+    timm_block,
+    token,
+    weight_and_bias,
+    with_prefix,
+)
 
-_TOKEN = "one tokens dim -> (one tokens) dim"
+_WITHOUT_LAST = Join(
+    load=lambda parts: parts[0][:, :-1],
+    save=lambda array: [np.pad(array, ((0, 0), (0, 1), (0, 0)))],
+)
 
 
 def _timm(config: PatchMergerViTConfig) -> list[Rule | Constant]:
     check(not config.patch_norm, "timm's ViT has no norms around its patch embedding: use the vit_pytorch layout")
-    block = [
-        *affine("norm1", "norm1"),
-        *affine("attention.qkv", "attn.qkv"),
-        *affine("attention.projection", "attn.proj"),
-        *affine("norm2", "norm2"),
-        *affine("mlp.expand", "mlp.fc1"),
-        *affine("mlp.contract", "mlp.fc2"),
-    ]
     return [
         *patch_embedding("patch_embedding", "patch_embed.proj", pair(config.patch_size)),
-        rearranged("position_embedding", "pos_embed", _TOKEN, {"one": 1}),
-        *_blocks(config, "blocks.{}.".format, block),
+        token("position_embedding", "pos_embed"),
+        *_blocks(config, "blocks.{}.".format, timm_block()),
         *_merger("patch_merger."),
-        *affine("norm", "norm"),
-        *affine("head", "head"),
+        *weight_and_bias("norm", "norm"),
+        *weight_and_bias("head", "head"),
     ]
 
 
 def _vit_pytorch(config: PatchMergerViTConfig) -> list[Rule | Constant]:
     block = [
-        *affine("norm1", "0.norm"),
-        *affine("attention.qkv", "0.to_qkv"),
-        *affine("attention.projection", "0.to_out.0"),
-        *affine("norm2", "1.net.0"),
-        *affine("mlp.expand", "1.net.1"),
-        *affine("mlp.contract", "1.net.4"),
+        *weight_and_bias("norm1", "0.norm"),
+        *weight_and_bias("attention.qkv", "0.to_qkv"),
+        *weight_and_bias("attention.projection.linear", "0.to_out.0"),
+        *weight_and_bias("norm2", "1.net.0"),
+        *weight_and_bias("mlp.fc1", "1.net.1"),
+        *weight_and_bias("mlp.fc2", "1.net.4"),
     ]
     return [
-        *affine("pixel_norm", "to_patch_embedding.1"),
-        *affine("patch_embedding.linear", "to_patch_embedding.2"),
-        *affine("patch_norm", "to_patch_embedding.3"),
+        *weight_and_bias("patch_embedding.pixel_norm", "to_patch_embedding.1"),
+        *weight_and_bias("patch_embedding.linear", "to_patch_embedding.2"),
+        *weight_and_bias("patch_embedding.norm", "to_patch_embedding.3"),
         # Its table has room for a class token that it does not have, in the last row.
-        rearranged("position_embedding", "pos_embedding", _TOKEN, {"one": 1}, spare=1),
+        replace(token("position_embedding", "pos_embedding"), join=_WITHOUT_LAST),
         *_blocks(config, "transformer.layers.{}.".format, block),
         *_merger("transformer.patch_merger."),
-        *affine("norm", "transformer.norm"),
-        *affine("head", "mlp_head.1"),
+        *weight_and_bias("norm", "transformer.norm"),
+        *weight_and_bias("head", "mlp_head.1"),
     ]
 
 
@@ -61,7 +71,7 @@ def _blocks(
 
 
 def _merger(theirs: str) -> list[Rule | Constant]:
-    return inside("patch_merger.", theirs, [same("queries", "queries"), *affine("norm", "norm")])
+    return with_prefix("patch_merger.", theirs, [copy("queries", "queries"), *weight_and_bias("norm", "norm")])
 
 
-NAMES = {"timm": _timm, "vit_pytorch": _vit_pytorch}
+CHECKPOINTS = Checkpoints(names={"timm": _timm, "vit_pytorch": _vit_pytorch})

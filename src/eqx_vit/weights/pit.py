@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from eqx_vit.models.pit import PiTConfig
-from eqx_vit.weights.rules import Constant, Rule, affine, rearranged, stack
+from eqx_vit.weights.checkpoints import Checkpoints
+from eqx_vit.weights.rules import Constant, Rule, relayout, stack, timm_block, token, weight_and_bias
 
 
 def _official(config: PiTConfig) -> list[Rule | Constant]:
@@ -15,29 +16,27 @@ def _timm(config: PiTConfig) -> list[Rule | Constant]:
 
 
 def _rules(config: PiTConfig, pool_name: Callable[[int], str]) -> list[Rule | Constant]:
-    block = [
-        *affine("norm1", "norm1"),
-        *affine("attention.qkv", "attn.qkv"),
-        *affine("attention.projection", "attn.proj"),
-        *affine("norm2", "norm2"),
-        *affine("mlp.expand", "mlp.fc1"),
-        *affine("mlp.contract", "mlp.fc2"),
-    ]
     rules: list[Rule | Constant] = [
-        rearranged("class_token", "cls_token", "one tokens dim -> (one tokens) dim", {"one": 1}),
-        rearranged("position_embedding", "pos_embed", "one dim rows columns -> (one rows) columns dim", {"one": 1}),
-        *affine("patch_embedding", "patch_embed.conv"),
+        token("class_token", "cls_token"),
+        relayout("position_embedding", "pos_embed", "one dim rows columns -> (one rows) columns dim", {"one": 1}),
+        *weight_and_bias("patch_embedding", "patch_embed.conv"),
     ]
     for stage, depth in enumerate(config.depth):
         prefixes = [f"transformers.{stage}.blocks.{index}." for index in range(depth)]
-        rules += stack(f"stages.{stage}", prefixes, block)
-    for pool in range(config.stages - 1):
-        rules += affine(f"pools.{pool}.conv", f"{pool_name(pool)}.conv")
-        rules += affine(f"pools.{pool}.linear", f"{pool_name(pool)}.fc")
-    return [*rules, *affine("norm", "norm"), *affine("head", "head"), *affine("head_dist", "head_dist")]
+        rules += stack(f"stages.{stage}", prefixes, timm_block())
+    for pool in range(len(config.stages) - 1):
+        rules += weight_and_bias(f"pools.{pool}.conv", f"{pool_name(pool)}.conv")
+        rules += weight_and_bias(f"pools.{pool}.linear", f"{pool_name(pool)}.fc")
+    return [
+        *rules,
+        *weight_and_bias("norm", "norm"),
+        *weight_and_bias("head", "head"),
+        *weight_and_bias("head_dist", "head_dist"),
+    ]
 
 
-NAMES = {"official": _official, "timm": _timm}
-
-# Files from before timm put the pools into the stages.
-SPELLINGS = {"timm": [(r"^pools\.(\d)\.", lambda match: f"transformers.{int(match[1]) + 1}.pool.")]}
+CHECKPOINTS = Checkpoints(
+    names={"official": _official, "timm": _timm},
+    # Files from before timm put the pools into the stages.
+    renames={"timm": [(r"^pools\.(\d)\.", lambda match: f"transformers.{int(match[1]) + 1}.pool.")]},
+)

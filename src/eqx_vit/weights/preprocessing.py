@@ -2,16 +2,16 @@
 
 import math
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from eqx_vit.layers.config import check, pair
-from eqx_vit.models import MODELS
 from eqx_vit.models.source import IMAGENET_MEAN, IMAGENET_STD
-from eqx_vit.weights.checkpoint import made_for_of, read_description, released
+from eqx_vit.registry import find_preset, list_models
+from eqx_vit.weights.checkpoints import find_image_size
+from eqx_vit.weights.locate import find_source, read_description, read_model_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +32,12 @@ class Preprocessing:
         )
         check(0 < self.crop <= 1, f"crop must be above 0 and at most 1, given {self.crop}")
 
-    def apply(self, image: Any) -> np.ndarray:
+    def apply(self, image: object) -> np.ndarray:
         """A Pillow image, or an array of bytes (height, width, 3), as float32 (height, width, channels).
 
         timm's rule for evaluation: the image is resized until the crop is `crop` of it, keeping its proportions.
 
-        **Raises:** `ValueError` for what is neither; `ImportError` without Pillow.
+        **Raises:** `ValueError` for anything else; `ImportError` without Pillow.
         """
         from PIL import Image
 
@@ -51,7 +51,7 @@ class Preprocessing:
             raise ValueError(f"expected a Pillow image or uint8 array, given a {type(image).__name__}")
         image = image.convert("L" if len(self.mean) == 1 else "RGB")
         resample = Image.Resampling.BICUBIC if self.interpolation == "bicubic" else Image.Resampling.BILINEAR
-        image = image.resize(self._resized(*image.size), resample)
+        image = image.resize(self._size_before_crop(*image.size), resample)
         height, width = self.image_size
         left, top = round((image.width - width) / 2), round((image.height - height) / 2)
         pixels = np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.float32) / 255
@@ -59,8 +59,8 @@ class Preprocessing:
             self.std, dtype=np.float32
         )
 
-    def _resized(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) before the crop."""
+    def _size_before_crop(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) to which an image of this size is resized."""
         rows, columns = (math.floor(length / self.crop) for length in self.image_size)
         if rows != columns:
             ratio = min(height / rows, width / columns)
@@ -77,13 +77,10 @@ def preprocessing(name: str | os.PathLike[str]) -> Preprocessing:
     `FileNotFoundError` for a description that is neither here nor can be downloaded.
     """
     place = os.fspath(name)
-    presets = {name: config for row in MODELS.values() for name, config in row.presets.items()}
-    if place in presets:
-        source = released(place)
-        config = presets[place]
-        sized = "image_size" in [field.name for field in fields(config)]
+    if place in list_models():
+        source = find_source(place)
         return Preprocessing(
-            image_size=pair(config.image_size if sized else source.image_size),
+            image_size=pair(find_image_size(find_preset(place)) or source.image_size),
             mean=source.mean,
             std=source.std,
             interpolation=source.interpolation,
@@ -95,15 +92,15 @@ def preprocessing(name: str | os.PathLike[str]) -> Preprocessing:
             f"{place!r} is neither a preset (eqx_vit.list_models() names them), hf-hub:owner/name nor a folder"
         )
     described = read_description(place)
-    layout, made_for = made_for_of(described, place)
+    layout, model_fields = read_model_fields(described, place)
     if layout != "timm":
         raise ValueError(f"the preprocessing of {place} is not in timm's format")
     plain = described.get("pretrained_cfg", described)
     return Preprocessing(
-        image_size=pair(made_for.get("image_size", 224)),
+        image_size=pair(model_fields.get("image_size", 224)),
         mean=tuple(plain.get("mean", IMAGENET_MEAN)),
         std=tuple(plain.get("std", IMAGENET_STD)),
         interpolation=plain.get("interpolation", "bicubic"),
         crop=plain.get("crop_pct", 0.875),
-        classes=made_for.get("num_classes", 1000),
+        classes=model_fields.get("num_classes", 1000),
     )

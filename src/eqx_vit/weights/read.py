@@ -1,4 +1,4 @@
-"""Weight files to named arrays. Nothing in a file is trusted, and it takes no more memory than it accounts for."""
+"""Weight files to named arrays. Nothing in a file is trusted, and none takes more memory than its size explains."""
 
 import math
 import struct
@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import ml_dtypes
 import numpy as np
@@ -14,8 +14,8 @@ import numpy as np
 from eqx_vit.files import array_of_bytes, check_regular_file, read_arrays
 
 _PICKLES = (".pt", ".pth", ".bin", ".tar", ".pkl", ".ckpt")
-# An honest archive of weights does not shrink by more; below the second number nobody can be hurt.
-_LARGEST_RATIO, _SMALL = 20, 64 * 2**20
+# Real weights never compress by more; an archive that claims at most the second number of bytes does no harm.
+_LARGEST_RATIO, _HARMLESS_SIZE = 20, 64 * 2**20
 
 # What zipfile and numpy raise for damaged input. OSError: a place before the file's start. RuntimeError: encryption.
 _DAMAGE = (
@@ -34,7 +34,7 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a `.safetensors` or `.npz` file, under the names that they have there.
 
     **Raises:** `ValueError` for a damaged or hostile file, and for PyTorch's pickles, which can run any code when they
-    are read: they are converted first. `FileNotFoundError` for a missing file.
+    are read: convert them first. `FileNotFoundError` for a missing file.
     """
     if path.suffix in _PICKLES:
         raise ValueError(
@@ -56,16 +56,16 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     with open(path, "rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
-                members = _checked(archive.infolist(), path.stat().st_size)
-                return {name: _array(archive, name, member) for name, member in members.items()}
+                members = _check_members(archive.infolist(), path.stat().st_size)
+                return {name: _read_array(archive, name, member) for name, member in members.items()}
         except _DAMAGE as error:
-            raise ValueError(f"{path} is no .npz file of weights, or a damaged one: {error}") from error
+            raise ValueError(f"{path} is damaged, or not an .npz file of weights: {error}") from error
 
 
-def _checked(members: list[zipfile.ZipInfo], size: int) -> Mapping[str, zipfile.ZipInfo]:
-    """The members under the names of their arrays."""
+def _check_members(members: list[zipfile.ZipInfo], size: int) -> Mapping[str, zipfile.ZipInfo]:
+    """The members under the names of their arrays; `ValueError` for any that numpy would not write."""
     total = sum(member.file_size for member in members)
-    if total > max(_SMALL, _LARGEST_RATIO * size):
+    if total > max(_HARMLESS_SIZE, _LARGEST_RATIO * size):
         raise ValueError(f"its {size} bytes claim to hold {total}")
     named: dict[str, zipfile.ZipInfo] = {}
     for member in members:
@@ -81,9 +81,9 @@ def _checked(members: list[zipfile.ZipInfo], size: int) -> Mapping[str, zipfile.
     return named
 
 
-def _array(archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo) -> np.ndarray:
+def _read_array(archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo) -> np.ndarray:
     with archive.open(member) as file:
-        shape, columns_first, dtype = _npy_header(file)
+        shape, columns_first, dtype = _read_npy_header(file)
         if dtype == np.dtype("V2"):  # how numpy saves a dtype that it does not know
             dtype = np.dtype(ml_dtypes.bfloat16)
         if dtype.kind not in "fiub" and dtype != np.dtype(ml_dtypes.bfloat16):
@@ -96,7 +96,7 @@ def _array(archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo) -> np.n
         return array_of_bytes(file.read(), shape, dtype, order="F" if columns_first else "C")
 
 
-def _npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _read_npy_header(file: IO[bytes] | zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype]:
     """(shape, whether the first axis is the fastest, dtype)."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
@@ -105,7 +105,7 @@ def _npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     try:
         shape, columns_first, dtype = read(file)
     except (TypeError, SyntaxError, MemoryError) as error:  # numpy evaluates the header as a Python literal
-        raise ValueError(f"the header of an array is no description: {error}") from error
+        raise ValueError(f"the header of an array does not describe one: {error}") from error
     if any(length < 0 for length in shape):
         raise ValueError(f"an array cannot have shape {shape}")
     return shape, columns_first, dtype

@@ -1,58 +1,68 @@
 """ScalableViT's names in the official code (Yangr116/ScalableViT)."""
 
-from eqx_vit.models.scalable_vit import ScalableViTConfig
-from eqx_vit.weights.rules import Constant, Rule, affine, inside, rearranged, same, stack
+import numpy as np
+
+from eqx_vit.models.scalable_vit import ScalableViTConfig, StageSizes
+from eqx_vit.weights.checkpoints import Checkpoints
+from eqx_vit.weights.rules import (
+    Constant,
+    Join,
+    Rule,
+    copy,
+    periodic_stack,
+    relayout,
+    timm_block,
+    weight_and_bias,
+    with_prefix,
+)
 
 
 def _official(config: ScalableViTConfig) -> list[Rule | Constant]:
-    rules: list[Rule | Constant] = [*affine("norm", "norm")]
-    for stage, depth in enumerate(config.depth):
-        ours = f"stages.{stage}."
-        windowed, scalable = _block(config, stage, windowed=True), _block(config, stage, windowed=False)
-        blocks = [f"stages.{stage}.{index}." for index in range(depth)]
-        paired = blocks[1 : 1 + 2 * ((depth - 1) // 2)]
-        rules += [
-            *affine(f"{ours}patch_embedding", f"patch_embeds.{stage}.proj"),
-            *affine(f"{ours}norm", f"patch_embeds.{stage}.norm"),
-            *affine(f"{ours}position", f"pos_block.{stage}.proj.0"),
-            *inside(f"{ours}first.", blocks[0], windowed),
-            *stack(f"{ours}pairs", paired[::2], inside("scalable.", "", scalable)),
-            *stack(f"{ours}pairs", paired[1::2], inside("windowed.", "", windowed)),
-            *(inside(f"{ours}last.", blocks[-1], scalable) if depth % 2 == 0 else []),
-        ]
+    rules: list[Rule | Constant] = [*weight_and_bias("norm", "norm")]
+    for index, sizes in enumerate(config.stages):
+        rules += with_prefix(f"stages.{index}.", "", _stage(index, sizes))
     if config.head_dim is None:
-        return [*rules, *affine("head", "head")]
+        return [*rules, *weight_and_bias("head", "head")]
     return [
         *rules,
-        *affine("head.expand", "head.0"),
-        *affine("head.norm", "head.1"),
-        *affine("head.contract", "head.3"),
+        *weight_and_bias("head.fc1", "head.0"),
+        *weight_and_bias("head.norm", "head.1"),
+        *weight_and_bias("head.fc2", "head.3"),
     ]
 
 
-def _block(config: ScalableViTConfig, stage: int, *, windowed: bool) -> list[Rule | Constant]:
-    if windowed and config.windows[stage] != 1:
-        attention = [*affine("qkv", "qkv"), *affine("interaction", "lim_func")]
-    elif config.reductions[stage] > 1:
-        pattern = "out channels height width -> out (channels height width)"
-        attention = [
-            *affine("query", "q"),
-            *affine("reduction", "reduction.0"),
-            rearranged("stretch.weight", "reduction.1.weight", pattern, {"height": 1, "width": 1}),
-            same("stretch.bias", "reduction.1.bias"),
-            *affine("norm", "norm_act.0"),
-            *affine("key", "k"),
-            *affine("value", "v"),
-        ]
-    else:
-        attention = [*affine("query", "q"), *affine("key_value", "kv")]
+def _stage(index: int, sizes: StageSizes) -> list[Rule | Constant]:
+    first, *others = [f"stages.{index}.{block}." for block in range(sizes.depth)]
+    # Both kinds of attention: rules for arrays that a block does not have are skipped.
+    block = [
+        *timm_block(),
+        *weight_and_bias("attention.local_interactive_module", "attn.lim_func"),
+        *weight_and_bias("attention.query", "attn.q"),
+        *with_prefix("attention.", "attn.", _key_value(sizes)),
+    ]
     return [
-        *affine("norm1", "norm1"),
-        *inside("attention.", "attn.", [*attention, *affine("projection", "proj")]),
-        *affine("norm2", "norm2"),
-        *affine("mlp.expand", "mlp.fc1"),
-        *affine("mlp.contract", "mlp.fc2"),
+        *weight_and_bias("patch_embedding", f"patch_embeds.{index}.proj"),
+        *weight_and_bias("norm", f"patch_embeds.{index}.norm"),
+        *weight_and_bias("position_generator", f"pos_block.{index}.proj.0"),
+        *with_prefix("first_block.", first, block),
+        *periodic_stack("blocks", others, 2, len(others) // 2, block),
     ]
 
 
-NAMES = {"official": _official}
+def _key_value(sizes: StageSizes) -> list[Rule | Constant]:
+    if sizes.reduction == 1:
+        return weight_and_bias("key_value", "kv")
+    inner = sizes.heads * sizes.key_dim
+    rows = Join(load=np.concatenate, save=lambda array: np.split(array, [inner]))
+    pattern = "out channels height width -> out (channels height width)"
+    return [
+        *weight_and_bias("reduction.conv", "reduction.0"),
+        relayout("reduction.linear.weight", "reduction.1.weight", pattern, {"height": 1, "width": 1}),
+        copy("reduction.linear.bias", "reduction.1.bias"),
+        *weight_and_bias("reduction.norm", "norm_act.0"),
+        relayout("key_value.weight", ["k.weight", "v.weight"], join=rows),
+        relayout("key_value.bias", ["k.bias", "v.bias"], join=rows),
+    ]
+
+
+CHECKPOINTS = Checkpoints(names={"official": _official})

@@ -1,11 +1,23 @@
 """ViT's names in timm, DeiT III's official code, transformers and google-research's Flax code."""
 
-from eqx_vit.layers.config import pair
+from eqx_vit.layers import resize_grid_corners
+from eqx_vit.layers.config import check, pair
 from eqx_vit.models.vit import ViTConfig
 from eqx_vit.weights import linen
-from eqx_vit.weights.rules import Constant, Rule, Spellings, affine, inside, patch_embedding, rearranged, same, stack
-
-_TOKEN = "one tokens dim -> (one tokens) dim"
+from eqx_vit.weights.checkpoints import Checkpoints, find_differences, resize_grid_bicubic
+from eqx_vit.weights.rules import (
+    Constant,
+    KeyRenames,
+    Rule,
+    copy,
+    fuse,
+    patch_embedding,
+    stack,
+    timm_block,
+    token,
+    weight_and_bias,
+    with_prefix,
+)
 
 
 def _timm(config: ViTConfig) -> list[Rule | Constant]:
@@ -17,72 +29,63 @@ def _official(config: ViTConfig) -> list[Rule | Constant]:
     return _torch(config, "gamma_1", "gamma_2")
 
 
-def _torch(config: ViTConfig, scale1: str, scale2: str) -> list[Rule | Constant]:
+def _torch(config: ViTConfig, layer_scale1: str, layer_scale2: str) -> list[Rule | Constant]:
     block = [
-        *affine("norm1", "norm1"),
-        *affine("attention.qkv", "attn.qkv"),
-        *affine("attention.query_norm", "attn.q_norm"),
-        *affine("attention.key_norm", "attn.k_norm"),
-        *affine("attention.projection", "attn.proj"),
-        same("scale1.scale", scale1),
-        *affine("norm2", "norm2"),
-        *affine("mlp.expand", "mlp.fc1"),
-        *affine("mlp.contract", "mlp.fc2"),
-        same("scale2.scale", scale2),
+        *timm_block(),
+        *weight_and_bias("attention.query_norm", "attn.q_norm"),
+        *weight_and_bias("attention.key_norm", "attn.k_norm"),
+        copy("layer_scale1.gamma", layer_scale1),
+        copy("layer_scale2.gamma", layer_scale2),
     ]
     return [
-        _token("class_token", "cls_token"),
-        _token("distillation_token", "dist_token"),
-        _token("register_tokens", "reg_token"),
-        _token("position_embedding", "pos_embed"),
+        token("class_token", "cls_token"),
+        token("distillation_token", "dist_token"),
+        token("register_tokens", "reg_token"),
+        token("position_embedding", "pos_embed"),
         *patch_embedding("patch_embedding", "patch_embed.proj", pair(config.patch_size)),
-        *affine("norm_pre", "norm_pre"),
+        *weight_and_bias("norm_pre", "norm_pre"),
         *stack("blocks", [f"blocks.{index}." for index in range(config.depth)], block),
-        *affine("norm", "fc_norm" if config.norm_after_pool else "norm"),
-        *affine("pre_logits", "pre_logits.fc"),
-        *affine("head", "head"),
-        *affine("head_dist", "head_dist"),
+        *weight_and_bias("norm", "fc_norm" if config.norm_after_pool else "norm"),
+        *weight_and_bias("pre_logits", "pre_logits.fc"),
+        *weight_and_bias("head", "head"),
+        *weight_and_bias("head_dist", "head_dist"),
     ]
 
 
 def _hf(config: ViTConfig) -> list[Rule | Constant]:
     """transformers 5, and (DeiT) its older names for the second token and head."""
     body = "deit" if config.distillation else "vit"
-    qkv = [f"attention.{name}_proj" for name in "qkv"]
     block = [
-        *affine("norm1", "layernorm_before"),
-        rearranged(
-            "attention.qkv.weight", [f"{name}.weight" for name in qkv], "three out dim -> (three out) dim", _QKV
-        ),
-        rearranged("attention.qkv.bias", [f"{name}.bias" for name in qkv], "three out -> (three out)", _QKV),
-        *affine("attention.projection", "attention.o_proj"),
-        *affine("norm2", "layernorm_after"),
-        *affine("mlp.expand", "mlp.fc1"),
-        *affine("mlp.contract", "mlp.fc2"),
+        *weight_and_bias("norm1", "layernorm_before"),
+        *fuse("attention.qkv", [f"attention.{name}_proj" for name in "qkv"]),
+        *weight_and_bias("attention.projection.linear", "attention.o_proj"),
+        *weight_and_bias("norm2", "layernorm_after"),
+        *weight_and_bias("mlp.fc1", "mlp.fc1"),
+        *weight_and_bias("mlp.fc2", "mlp.fc2"),
     ]
     return [
-        *inside(
+        *with_prefix(
             "",
             f"{body}.",
             [
-                _token("class_token", "embeddings.cls_token"),
-                _token("distillation_token", "embeddings.distillation_token"),
-                _token("position_embedding", "embeddings.position_embeddings"),
+                token("class_token", "embeddings.cls_token"),
+                token("distillation_token", "embeddings.distillation_token"),
+                token("position_embedding", "embeddings.position_embeddings"),
                 *patch_embedding("patch_embedding", "embeddings.patch_embeddings.projection", pair(config.patch_size)),
                 *stack("blocks", [f"layers.{index}." for index in range(config.depth)], block),
-                *affine("norm", "layernorm"),
+                *weight_and_bias("norm", "layernorm"),
             ],
         ),
-        *affine("head", "cls_classifier" if config.distillation else "classifier"),
-        *affine("head_dist", "distillation_classifier"),
+        *weight_and_bias("head", "cls_classifier" if config.distillation else "classifier"),
+        *weight_and_bias("head_dist", "distillation_classifier"),
     ]
 
 
 def _flax(config: ViTConfig) -> list[Rule | Constant]:
     block = linen.block(config.heads)
     return [
-        _token("class_token", "cls"),
-        _token("position_embedding", "Transformer/posembed_input/pos_embedding"),
+        token("class_token", "cls"),
+        token("position_embedding", "Transformer/posembed_input/pos_embedding"),
         *linen.patch_embedding("patch_embedding", "embedding", pair(config.patch_size)),
         *stack("blocks", [f"Transformer/encoderblock_{index}/" for index in range(config.depth)], block),
         *linen.layer_norm("norm", "Transformer/encoder_norm"),
@@ -91,17 +94,8 @@ def _flax(config: ViTConfig) -> list[Rule | Constant]:
     ]
 
 
-_QKV = {"three": 3}
-
-
-def _token(ours: str, theirs: str) -> Rule:
-    return rearranged(ours, theirs, _TOKEN, {"one": 1})
-
-
-NAMES = {"timm": _timm, "official": _official, "hf": _hf, "flax": _flax}
-
 # The files on the Hugging Face hub are older than transformers 5, and have the output of a pooler that nobody reads.
-_HF: Spellings = [
+_HF: KeyRenames = [
     (r"^(vit|deit)\.encoder\.layer\.", r"\1.layers."),
     (r"\.attention\.attention\.(q)uery\.", r".attention.\1_proj."),
     (r"\.attention\.attention\.(k)ey\.", r".attention.\1_proj."),
@@ -111,6 +105,49 @@ _HF: Spellings = [
     (r"(layers\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
     (r"(vit|deit)\.pooler\.dense\.(weight|bias)", None),
 ]
-_GAMMA: Spellings = [(r"^(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma")]
+_GAMMA: KeyRenames = [(r"^(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma")]
 
-SPELLINGS = {"timm": _GAMMA, "hf": _HF, "flax": linen.SPELLINGS}
+
+def _describe(config: ViTConfig) -> dict[str, object]:
+    """transformers' `ViTConfig` or `DeiTConfig`."""
+    expressible = ViTConfig(
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        num_classes=config.num_classes,
+        dim=config.dim,
+        depth=config.depth,
+        heads=config.heads,
+        mlp_dim=config.mlp_dim,
+        channels=config.channels,
+        distillation=config.distillation,
+        qkv_bias=config.qkv_bias,
+        norm_eps=config.norm_eps,
+        approximate_gelu=config.approximate_gelu,
+    )
+    different = find_differences(config, expressible)
+    check(not different, f"transformers' ViT cannot have this model's {', '.join(different)}")
+    head = "DeiTForImageClassificationWithTeacher" if config.distillation else "ViTForImageClassification"
+    return {
+        "model_type": "deit" if config.distillation else "vit",
+        "architectures": [head],
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.mlp_dim,
+        "hidden_act": "gelu_pytorch_tanh" if config.approximate_gelu else "gelu",
+        "layer_norm_eps": config.norm_eps,
+        "qkv_bias": config.qkv_bias,
+        "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": config.dropout,
+    }
+
+
+CHECKPOINTS = Checkpoints(
+    names={"timm": _timm, "official": _official, "hf": _hf, "flax": _flax},
+    renames={"timm": _GAMMA, "hf": _HF, "flax": linen.RENAMES},
+    # facebookresearch/deit is older than antialiasing in PyTorch; google-research uses scipy.ndimage.zoom.
+    resize={"official": resize_grid_bicubic, "hf": resize_grid_bicubic, "flax": resize_grid_corners},
+    describe=_describe,
+)

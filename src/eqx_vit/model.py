@@ -1,0 +1,347 @@
+"""The one base of all architectures: a configuration that checks itself, and a model that checks its image once."""
+
+import abc
+import dataclasses
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Generic, TypeAlias, overload
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from equinox.nn import State
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from typing_extensions import TypeVar
+
+from eqx_vit.layers import NO_KEY_HINT, dropout_active, split_or_none
+from eqx_vit.layers.config import (
+    Size,
+    check,
+    check_at_least,
+    check_fields,
+    check_multiple,
+    check_rates,
+    mentions,
+    no_type_check,
+    pair,
+)
+
+Image: TypeAlias = Float[Array, "height width channels"] | Float[np.ndarray, "height width channels"]
+Logits: TypeAlias = Float[Array, " classes"]
+Pair: TypeAlias = tuple[Float[Array, " classes"], Float[Array, " classes"]]
+Module = TypeVar("Module", bound=eqx.Module)
+Model = TypeVar("Model", bound="ImageModel[Any, Any]", default="ImageModel")
+
+
+@no_type_check
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageModelConfig(Generic[Model]):
+    """What every configuration has. Plain data: it survives `json.dumps(dataclasses.asdict(config))`.
+
+    A subclass adds its fields and, in `check`, its own rules. Checked here: each field's type; whole numbers at least 1
+    (0 for those of `MAY_BE_ZERO`); rates, the floats called `*drop*`, in [0, 1).
+    """
+
+    MAY_BE_ZERO: ClassVar[tuple[str, ...]] = ()
+
+    num_classes: int  # 0: no head, the features that it would read come out
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for field in dataclasses.fields(self):
+            if mentions(field.type, int):
+                check_at_least(self, int(field.name not in ("num_classes", *self.MAY_BE_ZERO)), field.name)
+        check_rates(self, *self.rates())
+        self.check()
+
+    def check(self) -> None:
+        """Raise `ValueError` with the broken rule, what was given, and the way out."""
+
+    def check_image_size(self, height: int, width: int) -> None:
+        """Raise `ValueError` for an image that the model does not take."""
+        check(min(height, width) > 0, f"the image is empty: {(height, width)}")
+
+    @classmethod
+    def rates(cls) -> tuple[str, ...]:
+        """The names of the dropout and drop-path rates."""
+        return tuple(field.name for field in dataclasses.fields(cls) if "drop" in field.name and field.type is float)
+
+
+@no_type_check
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FixedSizeConfig(ImageModelConfig[Model]):
+    """The configuration of a model for images of one size, in pixels: one number, or (height, width)."""
+
+    RESIZABLE: ClassVar[bool] = True  # whether `eqx_vit.resize` knows a rule for the model
+
+    image_size: Size
+
+    def check_image_size(self, height: int, width: int) -> None:
+        """Raise `ValueError` for an image of another size."""
+        size = f"({height}, {width})"
+        way = f"the model with eqx_vit.resize(model, {size})" if self.RESIZABLE else f"build one with image_size={size}"
+        check(
+            (height, width) == pair(self.image_size),
+            f"this {type(self).__name__.removesuffix('Config')} takes images of {pair(self.image_size)}, given {size}: "
+            f"resize the image, or {way}",
+        )
+
+
+@no_type_check
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PatchGridConfig(FixedSizeConfig[Model]):
+    """The configuration of a model that cuts the image into a grid of patches that do not overlap.
+
+    `image_size` and `patch_size` are in pixels: one number, or (height, width).
+    """
+
+    patch_size: Size
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_multiple("image_size", self.image_size, self.patch_size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches."""
+        (height, width), (patch_height, patch_width) = pair(self.image_size), pair(self.patch_size)
+        return height // patch_height, width // patch_width
+
+
+Config = TypeVar("Config", bound=ImageModelConfig[Any], default=ImageModelConfig)
+Features = TypeVar("Features", default=Array)
+
+
+class ImageModel(eqx.Module, Generic[Config, Features]):
+    """A model of one image; abstract. A subclass of `StatelessImageModel` or `StatefulImageModel` is final.
+
+    `model(image, key=key)` gives the logits; given a state too, as a model with BatchNorm needs it, (logits, state).
+    `jax.vmap(model)(images)` or `eqx_vit.forward(model, state, images)` for a batch.
+
+    **Raises:** `ValueError` for an image that does not fit the config, and for active dropout without a key. The image
+    is checked once, before anything runs.
+    """
+
+    config: Config = eqx.field(static=True)
+
+    @overload
+    def __call__(self, image: Image, *, key: PRNGKeyArray | None = None) -> Logits: ...
+    @overload
+    def __call__(self, image: Image, state: State, *, key: PRNGKeyArray | None = None) -> tuple[Logits, State]: ...
+    @abc.abstractmethod
+    def __call__(
+        self, image: Image, state: State | None = None, *, key: PRNGKeyArray | None = None
+    ) -> Logits | tuple[Logits, State]:
+        """Logits of one image; with a state, (logits, state)."""
+
+    @overload
+    def features(self, image: Image, *, key: PRNGKeyArray | None = None) -> Features: ...
+    @overload
+    def features(self, image: Image, state: State, *, key: PRNGKeyArray | None = None) -> tuple[Features, State]: ...
+    @abc.abstractmethod
+    def features(
+        self, image: Image, state: State | None = None, *, key: PRNGKeyArray | None = None
+    ) -> Features | tuple[Features, State]:
+        """The tokens or the map after the final norm, before pooling and head; with a state, (features, state)."""
+
+    @overload
+    def logits_pair(self, image: Image, *, key: PRNGKeyArray | None = None) -> Pair: ...
+    @overload
+    def logits_pair(self, image: Image, state: State, *, key: PRNGKeyArray | None = None) -> tuple[Pair, State]: ...
+    @abc.abstractmethod
+    def logits_pair(
+        self, image: Image, state: State | None = None, *, key: PRNGKeyArray | None = None
+    ) -> Pair | tuple[Pair, State]:
+        """(class logits, distillation logits) of a model with two heads, for a distillation loss.
+
+        **Raises:** `ValueError` for a model with one head.
+        """
+
+    def resize_spec(self, image_size: Size) -> tuple[Config, Mapping[str, Array]]:
+        """The config for another image size, and the arrays that change, by name. Here: nothing does.
+
+        **Raises:** `ValueError` for a size that the model does not take.
+        """
+        self.config.check_image_size(*pair(image_size))
+        return self.config, {}
+
+
+Signature = TypeVar("Signature")
+
+
+def _typed_as(signature: Signature) -> Callable[[Callable[..., Any]], Signature]:
+    """For type checkers, who infer a result of their own where an override has no annotations: its signature."""
+    return lambda method: typing.cast(Signature, method)
+
+
+class StatelessImageModel(ImageModel[Config, Features]):
+    """A model without BatchNorm: `embed` the image, `encode` it, `classify` the features."""
+
+    @abc.abstractmethod
+    def embed(self, image: Float[Array, "height width channels"], *, key: PRNGKeyArray | None) -> Any:
+        """What the first block takes: tokens or a map."""
+
+    @abc.abstractmethod
+    def encode(self, x: Any, *, key: PRNGKeyArray | None) -> Features:
+        """The blocks and the final norm: `features`."""
+
+    @abc.abstractmethod
+    def classify(self, features: Features) -> Logits:
+        """Pooling and head: logits."""
+
+    def classify_pair(self, features: Features) -> Pair:
+        """The logits of two heads."""
+        raise ValueError(_one_head(self))
+
+    @typing.final
+    @_typed_as(ImageModel[Config, Features].__call__)
+    @no_type_check
+    def __call__(self, image, state=None, *, key=None):
+        image, embed_key, encode_key = prepare(self, image, key)
+        logits = self.classify(self.encode(self.embed(image, key=embed_key), key=encode_key))
+        return logits if state is None else (logits, state)
+
+    @typing.final
+    @_typed_as(ImageModel[Config, Features].features)
+    @no_type_check
+    def features(self, image, state=None, *, key=None):
+        image, embed_key, encode_key = prepare(self, image, key)
+        features = self.encode(self.embed(image, key=embed_key), key=encode_key)
+        return features if state is None else (features, state)
+
+    @typing.final
+    @_typed_as(ImageModel[Config, Features].logits_pair)
+    @no_type_check
+    def logits_pair(self, image, state=None, *, key=None):
+        image, embed_key, encode_key = prepare(self, image, key)
+        logits = self.classify_pair(self.encode(self.embed(image, key=embed_key), key=encode_key))
+        return logits if state is None else (logits, state)
+
+
+class StatefulImageModel(ImageModel[Config, Features], eqx.nn.StatefulLayer):
+    """A model with BatchNorm: its three steps take the state and hand it on.
+
+    Made by `eqx_vit.create`, and called through `eqx_vit.forward` in training, since BatchNorm needs the batch.
+    """
+
+    @abc.abstractmethod
+    def embed(
+        self, image: Float[Array, "height width channels"], state: State, *, key: PRNGKeyArray | None
+    ) -> tuple[Any, State]:
+        """What the first block takes: tokens or a map."""
+
+    @abc.abstractmethod
+    def encode(self, x: Any, state: State, *, key: PRNGKeyArray | None) -> tuple[Features, State]:
+        """The blocks and the final norm: `features`."""
+
+    @abc.abstractmethod
+    def classify(self, features: Features, state: State) -> tuple[Logits, State]:
+        """Pooling and head: logits."""
+
+    def classify_pair(self, features: Features, state: State) -> tuple[Pair, State]:
+        """The logits of two heads."""
+        raise ValueError(_one_head(self))
+
+    @typing.final
+    @_typed_as(ImageModel[Config, Features].__call__)
+    @no_type_check
+    def __call__(self, image, state=None, *, key=None):
+        image, embed_key, encode_key = prepare(self, image, key)
+        x, state = self.embed(image, _require_state(self, state), key=embed_key)
+        features, state = self.encode(x, state, key=encode_key)
+        return self.classify(features, state)
+
+    @typing.final
+    @_typed_as(ImageModel[Config, Features].features)
+    @no_type_check
+    def features(self, image, state=None, *, key=None):
+        image, embed_key, encode_key = prepare(self, image, key)
+        x, state = self.embed(image, _require_state(self, state), key=embed_key)
+        return self.encode(x, state, key=encode_key)
+
+    @typing.final
+    @_typed_as(ImageModel[Config, Features].logits_pair)
+    @no_type_check
+    def logits_pair(self, image, state=None, *, key=None):
+        image, embed_key, encode_key = prepare(self, image, key)
+        x, state = self.embed(image, _require_state(self, state), key=embed_key)
+        features, state = self.encode(x, state, key=encode_key)
+        return self.classify_pair(features, state)
+
+
+def replace_fields(module: Module, **changes: object) -> Module:
+    """The module with some fields replaced, static ones included; its `__init__` does not run."""
+    copy = object.__new__(type(module))
+    for field in dataclasses.fields(module):
+        object.__setattr__(copy, field.name, changes.get(field.name, getattr(module, field.name)))
+    return copy
+
+
+@no_type_check
+def prepare(
+    model: ImageModel[Any, Any], image: object, key: PRNGKeyArray | None
+) -> tuple[Float[Array, "height width channels"], PRNGKeyArray | None, PRNGKeyArray | None]:
+    """The checked image in the dtype of the parameters, and a key each for `embed` and `encode`: None where nothing is
+    random, so that it costs nothing.
+
+    **Raises:** `ValueError` for an image that does not fit, and for active dropout without a key.
+    """
+    name = type(model).__name__
+    array = check_image(image, model.config, name)
+    active = dropout_active(model)
+    if active and key is None:
+        raise ValueError(f"{name} has active dropout and got no key: {NO_KEY_HINT}")
+    embed_key, encode_key = split_or_none(key if active else None)
+    return array.astype(parameter_dtype(model)), embed_key, encode_key
+
+
+def parameter_dtype(model: PyTree) -> np.dtype:
+    """The dtype of a model's first floating-point array: the dtype it computes in."""
+    return jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))[0].dtype
+
+
+@no_type_check
+def check_image(image: object, config: ImageModelConfig[Any], name: str) -> Float[Array, "height width channels"]:
+    """The image as a JAX array, or the `ValueError` that says what does not fit and what would."""
+    expected = f"{name} takes one float image of (height, width, {config.channels})"
+    if not isinstance(image, jax.Array | np.ndarray):
+        raise ValueError(f"{expected}, given a {type(image).__name__}: convert it with jnp.asarray")
+    hint = _rank_or_channels_hint(image.shape, config.channels)
+    if hint:
+        raise ValueError(f"{expected}, given shape {image.shape}: {hint}")
+    if not jnp.issubdtype(image.dtype, jnp.floating):
+        raise ValueError(f"{expected}, given dtype {image.dtype}: scale it first, e.g. image.astype('float32') / 255")
+    config.check_image_size(*image.shape[:2])
+    return jnp.asarray(image)
+
+
+def _rank_or_channels_hint(shape: tuple[int, ...], channels: int) -> str | None:
+    match shape:
+        case (_, _, last) if last == channels:
+            return None
+        case (first, _, _) if first == channels:
+            return "looks channels-first, use jnp.moveaxis(image, 0, -1)"
+        case (_, _, last):
+            return f"its last axis has {last} channels, the config says channels={channels}"
+        case (_, _, _, last) if last == channels:
+            return "looks batched, use jax.vmap(model)(images) or eqx_vit.forward(model, state, images)"
+        case (_, first, _, _) if first == channels:
+            return "looks batched and channels-first, use jax.vmap(model)(jnp.moveaxis(images, 1, -1))"
+        case (_, _):
+            return "the channel axis is missing, use image[..., None] and channels=1"
+    return f"it has {len(shape)} axes"
+
+
+def _require_state(model: ImageModel[Any, Any], state: State | None) -> State:
+    if state is None:
+        raise ValueError(
+            f"{type(model).__name__} has BatchNorm, and is called with the state that eqx_vit.create returned beside "
+            "it: logits, state = model(image, state), or eqx_vit.forward(model, state, images) for a batch"
+        )
+    return state
+
+
+def _one_head(model: ImageModel[Any, Any]) -> str:
+    return f"this {type(model).__name__} has one head: a pair needs a config with a distillation head"

@@ -1,0 +1,174 @@
+"""The accuracy of a trained model, and predictions for image files: of a run, or of a preset's released weights."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from equinox.nn import State
+from jaxtyping import Array, Float, Int
+
+from eqx_vit.create import create
+from eqx_vit.forward import forward
+from eqx_vit.functional import to_dicts
+from eqx_vit.registry import AnyModel
+from eqx_vit.serialization import load
+from eqx_vit.train.data import open_image, read_image
+from eqx_vit.train.progress import ProgressLog
+from eqx_vit.train.run_folder import Run, read_run, reload_data
+from eqx_vit.train.step import Arrays, EvalStep, make_eval_step
+from eqx_vit.weights.locate import read_class_names
+from eqx_vit.weights.preprocessing import preprocessing
+
+BATCH_SIZE = 64
+
+
+class Evaluation(NamedTuple):
+    """How well a model does: the mean cross-entropy, the accuracy (0 to 1), and a row of probabilities an image."""
+
+    loss: float
+    accuracy: float
+    probabilities: Float[np.ndarray, "images classes"]
+
+
+class Prediction(NamedTuple):
+    """The (class, probability) pairs of an image file, the likeliest first."""
+
+    path: Path
+    ranking: list[tuple[str, float]]
+
+
+def evaluate(
+    step: EvalStep,
+    model: tuple[Arrays, Arrays],
+    images: Array,
+    labels: Int[np.ndarray, " all"],
+    indices: Int[np.ndarray, " images"],
+    batch_size: int,
+) -> Evaluation:
+    """Evaluate (params, state) on the images at `indices`."""
+    probabilities = predict(step, model, images, indices, batch_size)
+    targets = labels[indices]
+    likelihood = probabilities[np.arange(len(indices)), targets]
+    loss = -np.log(np.maximum(likelihood, np.finfo(np.float64).tiny)).mean()
+    return Evaluation(float(loss), float((probabilities.argmax(axis=1) == targets).mean()), probabilities)
+
+
+def predict(
+    step: EvalStep,
+    model: tuple[Arrays, Arrays],
+    images: Array,
+    indices: Int[np.ndarray, " images"],
+    batch_size: int,
+) -> Float[np.ndarray, "images classes"]:
+    """The probabilities of each class for the images at `indices`."""
+    pieces: list[Array] = []
+    for start in range(0, len(indices), batch_size):
+        batch = indices[start : start + batch_size]
+        # The last batch is filled up with its first image: another shape would compile again.
+        filled = np.concatenate([batch, np.full(batch_size - len(batch), batch[0], dtype=batch.dtype)])
+        pieces.append(step(*model, images, filled)[: len(batch)])
+    logits = np.concatenate([np.asarray(piece) for piece in pieces]).astype(np.float64)
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def evaluate_run(folder: Path, checkpoint: str, split: str) -> str:
+    """A report on the model of a run: loss, accuracy, accuracy by class. `checkpoint` is best or last; `split` is
+    train, validation or test.
+
+    **Raises:** `ValueError` for what is not a run folder, damaged files, and data that have changed since training.
+    """
+    run, model = _load_run(folder, checkpoint)
+    with ProgressLog() as log:
+        data = reload_data(run, log)
+    indices = {"train": data.train, "validation": data.validation, "test": data.test}[split]
+    step = make_eval_step(run.config, run.input_spec)
+    result = evaluate(step, model, jnp.asarray(data.images), data.labels, indices, BATCH_SIZE)
+    correct = result.probabilities.argmax(axis=1) == data.labels[indices]
+    width = max(len(name) for name in data.classes)
+    lines = [
+        f"{folder / f'{checkpoint}.safetensors'} on {len(indices)} {split} images: "
+        f"accuracy {result.accuracy:.2%}, loss {result.loss:.4f}"
+    ]
+    for label, name in enumerate(data.classes):
+        of_class = correct[data.labels[indices] == label]
+        lines.append(f"  {name:{width}}  {of_class.mean():7.2%}  ({of_class.sum()} of {len(of_class)})")
+    return "\n".join(lines)
+
+
+def predict_with_run(folder: Path, checkpoint: str, paths: Sequence[Path], invert: bool) -> list[Prediction]:
+    """The predictions of a run's model for image files; `invert` swaps dark and bright.
+
+    **Raises:** `ValueError` for what is not a run folder, damaged files, and every image that cannot be read.
+    """
+    run, model = _load_run(folder, checkpoint)
+    channels = 1 if run.settings.data is None else run.input_spec.channels
+    images = np.stack(_read_all(paths, lambda path: read_image(path, run.source_size, channels)))
+    indices = np.arange(len(paths), dtype=np.int32)
+    step = make_eval_step(run.config, run.input_spec)
+    source = jnp.asarray(255 - images if invert else images)
+    rows = predict(step, model, source, indices, min(BATCH_SIZE, len(paths)))[:, : len(run.classes)]
+    return [Prediction(path, _rank(row, run.classes)) for path, row in zip(paths, rows, strict=True)]
+
+
+def predict_with_preset(name: str, paths: Sequence[Path], invert: bool) -> list[Prediction]:
+    """The predictions of a preset's released weights for image files, resized, cropped and scaled as these expect.
+
+    **Raises:** `ValueError` for a preset without released weights, and every image that cannot be read;
+    `FileNotFoundError` for weights that are neither here nor can be downloaded.
+    """
+    expected = preprocessing(name)
+
+    def read(path: Path) -> np.ndarray:
+        image = np.asarray(open_image(path).convert("RGB"))
+        return expected.apply(255 - image if invert else image)
+
+    images = _read_all(paths, read)
+    model, state = create(name, pretrained=True, key=jax.random.key(0))
+    model = eqx.nn.inference_mode(model)
+    classes = read_class_names(name, expected.classes)
+    rows = [np.asarray(_probabilities(model, state, jnp.asarray(image))) for image in images]
+    return [Prediction(path, _rank(row, classes)) for path, row in zip(paths, rows, strict=True)]
+
+
+@eqx.filter_jit
+def _probabilities(
+    model: AnyModel, state: State, image: Float[Array, "height width channels"]
+) -> Float[Array, " classes"]:
+    return jax.nn.softmax(forward(model, state, image[None])[0][0])
+
+
+def _load_run(folder: Path, checkpoint: str) -> tuple[Run, tuple[Arrays, Arrays]]:
+    run = read_run(folder)
+    path = folder / f"{checkpoint}.safetensors"
+    if not path.exists():
+        raise ValueError(f"{folder} has no {path.name} yet: the run has not finished its first epoch")
+    model, state = load(path)
+    if model.config != run.config:
+        raise ValueError(f"{path} holds another model than {folder / 'config.json'} describes")
+    return run, to_dicts(model, state)
+
+
+def _read_all(paths: Sequence[Path], read: Callable[[Path], np.ndarray]) -> list[np.ndarray]:
+    """Each file as an array.
+
+    **Raises:** `ValueError` that names every file that cannot be read.
+    """
+    images: list[np.ndarray] = []
+    problems: list[str] = []
+    for path in paths:
+        try:
+            images.append(read(path))
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("; ".join(problems))
+    return images
+
+
+def _rank(probabilities: Float[np.ndarray, " classes"], classes: Sequence[str]) -> list[tuple[str, float]]:
+    return [(classes[int(index)], float(probabilities[index])) for index in np.argsort(-probabilities, kind="stable")]

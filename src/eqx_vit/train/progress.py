@@ -1,0 +1,46 @@
+"""The progress of a run on the screen: lines of log, and below them on a terminal a live bar."""
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class ProgressLog:
+    """A log and a progress bar, as a context manager; `quiet=True` shows nothing."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=None, note="")
+
+    def __enter__(self) -> "ProgressLog":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def write(self, text: str) -> None:
+        """Write a line above the bar."""
+        self._console.print(text, markup=False)
+
+    def show_reading(self, done: int, total: int) -> None:
+        """Show how many files of an image folder have been read."""
+        self._bar.update(self._task, description="reading images", completed=done, total=total)
+
+    def start_training(self, step: int, total: int) -> None:
+        """Show that training starts, or goes on, after `step` steps; the first one compiles."""
+        self._bar.reset(self._task, total=total, completed=step, description="compiling")
+
+    def show_step(self, step: int, epoch: int, epochs: int, loss: float) -> None:
+        """Show that a step is done; `loss` is that of its batch."""
+        self._bar.update(self._task, completed=step, description=f"epoch {epoch}/{epochs}", note=f"loss {loss:.3f}")

@@ -1,0 +1,62 @@
+"""What each architecture says of its checkpoints, in its own file beside this one."""
+
+import functools
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from jaxtyping import Array, Float
+
+from eqx_vit.layers import resize_grid
+from eqx_vit.layers.config import Size
+from eqx_vit.registry import AnyConfig, find_architecture
+from eqx_vit.weights.rules import Constant, KeyRenames, Rule
+
+NameMap = Callable[[Any], list[Rule | Constant]]
+ResizeRule = Callable[
+    [Float[Array, "rows columns dim"], tuple[int, int]],
+    Float[Array, "new_rows new_columns dim"],
+]
+
+resize_grid_bicubic: ResizeRule = functools.partial(resize_grid, antialias=False)
+
+# Where a checkpoint may differ from the preset that it is one of, besides in rates.
+ADAPTABLE_FIELDS = ("num_classes", "num_distill_classes", "image_size", "channels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """All that is known of an architecture's checkpoints, by source: `"timm"`, `"official"`, `"hf"`, `"flax"`.
+
+    **Attributes:**
+
+    - `names`: from a config to the rules of its arrays' names.
+    - `renames`: older spellings of those names.
+    - `resize`: how a position map becomes one of another (rows, columns), where it is not the model's own way.
+    - `describe`: the `config.json` of a config for transformers; None where transformers has no such model.
+    """
+
+    names: Mapping[str, NameMap]
+    renames: Mapping[str, KeyRenames] = field(default_factory=dict)
+    resize: Mapping[str, ResizeRule] = field(default_factory=dict)
+    describe: Callable[[Any], dict[str, object]] | None = None
+
+
+def find_checkpoints(config: AnyConfig) -> Checkpoints:
+    """What the architecture of a config says of its checkpoints."""
+    module, name = find_architecture(config).checkpoints.split(":")
+    return getattr(importlib.import_module(f"eqx_vit.weights.{module}"), name)
+
+
+def find_differences(config: AnyConfig, other: AnyConfig) -> list[str]:
+    """The fields in which two configs make different models for the same images and classes."""
+    if type(config) is not type(other):
+        return ["the architecture"]
+    names = [entry.name for entry in fields(config) if entry.name not in ADAPTABLE_FIELDS and "drop" not in entry.name]
+    return [name for name in names if getattr(config, name) != getattr(other, name)]
+
+
+def find_image_size(config: AnyConfig) -> Size | None:
+    """The image size that a config gives; None for models of any size, whose configs do not have one."""
+    return getattr(config, "image_size", None)

@@ -1,0 +1,168 @@
+"""Heads, sizes and files of a model whose parts a user has exchanged: they stay, or a plain error says why not."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import Array
+from tiny import TINY, tiny_size
+
+import eqx_vit
+from eqx_vit.create import make_skeleton
+from eqx_vit.layers import Attention, Stack
+from eqx_vit.paths import named_leaves
+from eqx_vit.registry import AnyModel
+from eqx_vit.weights import load_state_dict, to_state_dict
+
+KEY, HEAD_KEY = jax.random.split(jax.random.key(0))
+# Where the first stack of blocks with an attention is.
+STACKS = {
+    "vit": lambda model: model.blocks,
+    "cait": lambda model: model.blocks,
+    "deepvit": lambda model: model.blocks,
+    "levit": lambda model: model.stages[0],
+}
+
+
+class Gain(eqx.Module):
+    """A user's attention: each token times a factor per channel. In a stateful model it hands the state on."""
+
+    gain: Array
+
+    def __call__(self, tokens: Array, *state: eqx.nn.State, key: Array | None = None) -> Any:
+        scaled = tokens * self.gain[None]
+        return (scaled, *state) if state else scaled
+
+
+def filled(name: str) -> tuple[Any, eqx.nn.State]:
+    """A tiny model and its state with arrays of ones: nothing is compiled."""
+    return jax.tree.map(
+        lambda leaf: jnp.ones(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf,
+        make_skeleton(TINY[name]),
+    )
+
+
+def exchange(name: str) -> tuple[Any, eqx.nn.State]:
+    """A tiny model with the user's attention in the blocks of its first stack."""
+    model, state = filled(name)
+    stack = STACKS[name](model)
+    gains = jnp.arange(1.0, 1 + len(stack) * 16).reshape(len(stack), 16)
+    return eqx.tree_at(lambda m: STACKS[name](m).block.attention, model, Gain(gains)), state
+
+
+def output_shape(model: AnyModel, state: eqx.nn.State, size: tuple[int, int]) -> tuple[int, ...]:
+    """The shape of the logits of two images, in training mode; nothing is compiled."""
+    logits, _ = eqx.filter_eval_shape(eqx_vit.forward, model, state, jnp.zeros((2, *size, 3)), KEY)
+    return logits.shape
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_a_new_head_leaves_exchanged_parts_alone(name: str) -> None:
+    model, state = exchange(name)
+    before = named_leaves(model)
+    swapped = eqx_vit.replace_head(model, 9, key=HEAD_KEY)
+    assert swapped.config.num_classes == 9
+    after = named_leaves(swapped)
+    assert isinstance(STACKS[name](swapped).block.attention, Gain)
+    for path in before:
+        if not path.startswith("head"):
+            np.testing.assert_array_equal(after[path], before[path], err_msg=path)
+    assert output_shape(swapped, state, tiny_size(name)) == (2, 9)
+    back = eqx_vit.replace_head(eqx_vit.replace_head(model, 0, key=HEAD_KEY), 9, key=HEAD_KEY)
+    assert set(named_leaves(back)) == set(before)
+    assert output_shape(back, state, tiny_size(name)) == (2, 9)
+
+
+def test_the_head_of_a_stateful_model_keeps_its_statistics() -> None:
+    model, state = exchange("levit")
+    mean, variance = state.get(model.head.norm.statistics)
+    state = state.set(model.head.norm.statistics, (mean + 2, variance * 3))
+    swapped = eqx_vit.replace_head(model, 9, key=HEAD_KEY)
+    found, _ = state.get(swapped.head.norm.statistics)
+    np.testing.assert_array_equal(found, mean + 2)
+
+
+def test_a_model_made_within_another_keeps_its_place_in_the_state() -> None:
+    class Wrapped(eqx.Module):
+        body: Any
+
+        def __init__(self, key: Array) -> None:
+            self.body = eqx_vit.LeViT(TINY["levit"], key=key)
+
+    wrapped, state = eqx.filter_eval_shape(eqx.nn.make_with_state(Wrapped), KEY)
+    swapped = eqx_vit.replace_head(wrapped.body, 9, key=HEAD_KEY)
+    assert output_shape(swapped, state, tiny_size("levit")) == (2, 9)
+
+
+def test_a_head_of_ones_own_is_replaced() -> None:
+    model, state = filled("vit")
+    model = eqx.tree_at(lambda m: m.head, model, eqx.nn.MLP(16, 5, 8, 1, key=KEY))
+    swapped = eqx_vit.replace_head(model, 3, key=HEAD_KEY)
+    assert output_shape(swapped, state, (16, 16)) == (2, 3)
+
+
+def test_resizing_leaves_exchanged_parts_alone() -> None:
+    model, state = exchange("vit")
+    resized = eqx_vit.resize(model, (24, 40))
+    assert resized.config.image_size == (24, 40)
+    assert resized.position_embedding.shape == (1 + 15, 16)
+    np.testing.assert_array_equal(resized.blocks.block.attention.gain, model.blocks.block.attention.gain)
+    assert output_shape(resized, state, (24, 40)) == (2, 5)
+
+
+OWN = r"blocks\.block\.attention\.gain \(unknown\)"
+
+
+def test_a_model_that_loading_could_not_restore_is_not_saved(tmp_path: Path) -> None:
+    model, state = exchange("vit")
+    with pytest.raises(ValueError, match="has parts that its config does not make") as error:
+        eqx_vit.save(tmp_path / "model.safetensors", model, state)
+    assert re.search(OWN, str(error.value))
+    assert "blocks.block.attention.qkv.weight (missing)" in str(error.value)
+    assert "eqx.tree_serialise_leaves" in str(error.value)
+    wide = eqx.tree_at(lambda m: m.blocks.block.mlp.fc1.bias, filled("vit")[0], jnp.zeros((2, 25)))
+    with pytest.raises(ValueError, match=r"blocks\.block\.mlp\.fc1\.bias \(shape \(2, 25\), not \(2, 24\)\)"):
+        eqx_vit.save(tmp_path / "model.safetensors", wide, state)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_part_whose_arrays_fit_is_saved(tmp_path: Path) -> None:
+    model, state = filled("vit")
+    own = Stack.build(lambda *, key: Attention(16, 2, qkv_bias=True, key=key), 2, key=HEAD_KEY)
+    model = eqx.tree_at(lambda m: m.blocks.block.attention, model, own.block)
+    eqx_vit.save(tmp_path / "model.safetensors", model, state)
+    loaded, _ = eqx_vit.load(tmp_path / "model.safetensors")
+    for path, array in named_leaves(model).items():
+        np.testing.assert_array_equal(named_leaves(loaded)[path], array, err_msg=path)
+
+
+@pytest.mark.parametrize("name", ["vit", "levit"])
+def test_foreign_names_of_exchanged_parts_are_not_known(name: str) -> None:
+    weights = to_state_dict(*filled(name), "official")
+    model, state = exchange(name)
+    for act in (
+        lambda: load_state_dict(model, state, weights, source="official"),
+        lambda: load_state_dict(model, state, weights, source="official", channels=1, num_classes=3, key=KEY),
+        lambda: to_state_dict(model, state, "official"),
+    ):
+        with pytest.raises(ValueError, match=r"no name map knows these arrays: \S+\.attention\.gain \(unknown\)"):
+            act()
+
+
+def test_arrays_that_a_layout_has_no_names_for_are_told() -> None:
+    model, state = make_skeleton(dataclasses.replace(TINY["vit"], qk_norm=True))
+    with pytest.raises(ValueError, match="the hf layout has no names for these arrays of the model: blocks"):
+        to_state_dict(model, state, "hf")
+
+
+def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
+    model, _ = filled("levit")
+    _, other = filled("vit")
+    with pytest.raises(ValueError, match=r"the state lacks the statistics of stem\.0\.norm"):
+        eqx_vit.save(tmp_path / "model.safetensors", model, other)
