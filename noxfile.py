@@ -45,7 +45,7 @@ def slow(session: nox.Session) -> None:
 
 @nox.session
 def flax(session: nox.Session) -> None:
-    """The Flax door with flax installed: linen, NNX, TrainState, serialization, orbax; and its example."""
+    """The Flax API with flax installed: linen, NNX, TrainState, serialization, orbax; and its example."""
     session.install("-e", ".[train,flax]", *group("tests"))
     session.run("pytest", "-n", "2", "tests/with_flax", *session.posargs)
     session.run("pytest", "-n", "2", "-m", "", "tests/test_flax.py", "tests/test_flax_readme.py")

@@ -53,8 +53,10 @@ class Architecture:
 class ModelFile(Protocol):
     """A module of `models/`, as far as the table reads it."""
 
-    PRESETS: Mapping[str, AnyConfig]
-    WEIGHTS: Mapping[str, Source]
+    @property
+    def PRESETS(self) -> Mapping[str, AnyConfig]: ...
+    @property
+    def WEIGHTS(self) -> Mapping[str, Source]: ...
 
 
 @no_type_check

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+from strategies import draw_patch_grid
 
 from eqx_vit import CaiTConfig
 
@@ -63,17 +64,7 @@ INITIAL = (
 
 @st.composite
 def shapes(draw: st.DrawFn) -> tuple[Any, ...]:
-    (rows, columns), patch_size = draw(st.tuples(*[st.integers(1, 6)] * 2)), draw(st.tuples(*[st.integers(1, 9)] * 2))
-    heads = draw(st.integers(1, 4))
-    config = replace(
-        TINY,
-        image_size=(rows * patch_size[0], columns * patch_size[1]),
-        patch_size=patch_size,
-        dim=8 * heads,
-        depth=draw(st.integers(1, 3)),
-        cls_depth=draw(st.integers(1, 3)),
-        heads=heads,
-        channels=draw(st.integers(1, 4)),
-        dim_head=draw(st.none() | st.integers(1, 8)),
+    config, rows, columns = draw_patch_grid(
+        draw, TINY, cls_depth=st.integers(1, 3), dim_head=st.none() | st.integers(1, 8)
     )
-    return config, config.image_size, (1 + rows * columns, 8 * heads)
+    return config, config.image_size, (1 + rows * columns, config.dim)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+from strategies import draw_patch_grid
 
 from eqx_vit import ParallelViTConfig
 
@@ -50,21 +51,14 @@ INITIAL = (
 
 @st.composite
 def shapes(draw: st.DrawFn) -> tuple[Any, ...]:
-    (rows, columns), patch_size = draw(st.tuples(*[st.integers(1, 6)] * 2)), draw(st.tuples(*[st.integers(1, 9)] * 2))
-    heads = draw(st.integers(1, 4))
-    config = replace(
+    config, rows, columns = draw_patch_grid(
+        draw,
         TINY,
-        image_size=(rows * patch_size[0], columns * patch_size[1]),
-        patch_size=patch_size,
-        dim=8 * heads,
-        depth=draw(st.integers(1, 3)),
-        heads=heads,
-        num_parallel_branches=draw(st.integers(1, 3)),
-        channels=draw(st.integers(1, 4)),
-        prefix_positions=draw(st.booleans()),
-        pool=draw(st.sampled_from(["cls", "mean"])),
+        num_parallel_branches=st.integers(1, 3),
+        prefix_positions=st.booleans(),
+        pool=st.sampled_from(["cls", "mean"]),
     )
-    return config, config.image_size, (1 + rows * columns, 8 * heads)
+    return config, config.image_size, (1 + rows * columns, config.dim)
 
 
 REFUSED = [({"heads": 3}, "dim 16 is not a multiple of heads 3")]

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+from strategies import draw_patch_grid
 
 from eqx_vit import ViTConfig
 
@@ -76,20 +77,10 @@ INITIAL = (
 
 @st.composite
 def shapes(draw: st.DrawFn) -> tuple[Any, ...]:
-    (rows, columns), patch_size = draw(st.tuples(*[st.integers(1, 6)] * 2)), draw(st.tuples(*[st.integers(1, 9)] * 2))
-    heads, registers = draw(st.integers(1, 4)), draw(st.integers(0, 3))
-    config = replace(
-        TINY,
-        image_size=(rows * patch_size[0], columns * patch_size[1]),
-        patch_size=patch_size,
-        dim=8 * heads,
-        depth=draw(st.integers(1, 3)),
-        heads=heads,
-        channels=draw(st.integers(1, 4)),
-        register_tokens=registers,
-        pool=draw(st.sampled_from(["cls", "mean"])),
+    config, rows, columns = draw_patch_grid(
+        draw, TINY, pool=st.sampled_from(["cls", "mean"]), register_tokens=st.integers(0, 3)
     )
-    return config, config.image_size, (1 + registers + rows * columns, 8 * heads)
+    return config, config.image_size, (1 + config.register_tokens + rows * columns, config.dim)
 
 
 REFUSED = [
@@ -99,11 +90,3 @@ REFUSED = [
     ({"distillation": True, "pool_norm": True}, "distillation=True needs pool_norm=False"),
     ({"distillation": True, "representation_size": 8}, "representation_size=None"),
 ]
-
-
-@st.composite
-def refused(draw: st.DrawFn) -> tuple[dict[str, Any], str]:
-    patch_size = draw(st.integers(2, 16))
-    size = draw(st.integers(1, 64).filter(lambda size: size % patch_size))
-    changes = {"image_size": size, "patch_size": patch_size}
-    return changes, f"image_size {size} is not a multiple of {patch_size}: use "

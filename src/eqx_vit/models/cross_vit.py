@@ -135,7 +135,7 @@ class CrossViTConfig(ImageModelConfig["CrossViT"]):
     def _branch(self, name: str, scale: float) -> Branch:
         fields = ("dim", "patch_size", "enc_depth", "enc_heads", "enc_dim_head", "enc_mlp_dim")
         dim, patch_size, depth, heads, head_dim, mlp_dim = (getattr(self, f"{name}_{field}") for field in fields)
-        # The small amount keeps 240 * (224 / 240), which is no exact float, from falling to 223.
+        # The small amount keeps 240 * (224 / 240), which is not an exact float, from falling to 223.
         height, width = (int(side * scale + 1e-6) for side in pair(self.image_size))
         depths, head_dim = per_stage(depth, self.depth), head_dim or dim // heads
         return Branch(dim, pair(patch_size), (height, width), depths, heads, head_dim, mlp_dim)
