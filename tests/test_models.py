@@ -333,6 +333,12 @@ def test_decay_reaches_weights_alone(name: str) -> None:
     assert all(path.endswith("weight") and "norm" not in path.split(".")[-2] for path in decayed)
 
 
+def test_transform_refuses_what_is_not_a_config() -> None:
+    fields: Any = {"dim": 8}
+    with pytest.raises(ValueError, match="is not a config of this library: use one of ViTConfig"):
+        eqx_vit.transform(fields)
+
+
 @compiled_model
 def test_transform_gives_the_same_numbers(name: str) -> None:
     model, state = tiny(name)

@@ -61,6 +61,7 @@ class Transformed(NamedTuple):
     apply: Apply
 
 
+@no_type_check
 def transform(config: AnyConfig) -> Transformed:
     """The two pure functions of a config's model; see `Transformed`.
 
