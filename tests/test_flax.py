@@ -63,7 +63,9 @@ def test_numbers_are_the_native_ones(name: str) -> None:
     found, (flax_logits, updates) = jax.jit(jax.grad(flax_shaped, has_aux=True))(variables["params"])
     same(flax_logits, logits)
     same(updates, {key: tree for key, tree in v.from_equinox(model, after).items() if key == "batch_stats"})
-    same(found, to_dicts(gradients, after)[0])
+    # Two programs, compiled apart: XLA may fuse a sum differently.
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(to_dicts(gradients, after)[0]), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
 
 
 @every_model

@@ -49,7 +49,7 @@ def test_images_that_stages_and_windows_do_not_divide_are_refused(size: int) -> 
     config = replace(TINY, window_size=(3, 4), reduction_factor=1)
     unit = 96  # a multiple of 4 * 3 and of 8 * 4
     if size % unit:
-        with pytest.raises(ValueError, match=rf"image_size \(96, {size}\) is not a multiple of 96: use \(96, "):
+        with pytest.raises(ValueError, match=rf"the image's size \(96, {size}\) is not a multiple of 96: use \(96, "):
             config.check_image_size(96, size)
     else:
         config.check_image_size(96, size)

@@ -166,3 +166,15 @@ def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
     _, other = filled("vit")
     with pytest.raises(ValueError, match=r"the state lacks the statistics of stem\.0\.norm"):
         eqx_vit.save(tmp_path / "model.safetensors", model, other)
+
+
+def test_a_new_head_is_in_the_dtype_and_the_mode_of_the_model() -> None:
+    model, state = eqx_vit.create(TINY["levit"], key=jax.random.key(0))
+    frozen = eqx_vit.cast(eqx_vit.inference_mode(model), jnp.bfloat16)
+    swapped = eqx_vit.replace_head(frozen, 9, key=jax.random.key(1))
+    images = jnp.ones((2, 64, 64, 3), dtype=jnp.bfloat16)
+    logits, after = eqx_vit.forward(swapped, state, images)
+    assert logits.dtype == jnp.bfloat16
+    assert eqx.tree_equal(after, state)
+    training: Any = eqx_vit.replace_head(model, 9, key=jax.random.key(1))
+    assert not training.head.norm.inference

@@ -14,7 +14,12 @@ from equinox.nn import inference_mode as inference_mode
 from eqx_vit.create import create as create
 from eqx_vit.forward import forward as forward
 from eqx_vit.functional import transform as transform
-from eqx_vit.model import ImageModel as ImageModel, ImageModelConfig as ImageModelConfig
+from eqx_vit.model import (
+    ImageModel as ImageModel,
+    ImageModelConfig as ImageModelConfig,
+    StatefulImageModel as StatefulImageModel,
+    StatelessImageModel as StatelessImageModel,
+)
 from eqx_vit.models.cait import CaiT as CaiT, CaiTConfig as CaiTConfig
 from eqx_vit.models.cross_vit import CrossViT as CrossViT, CrossViTConfig as CrossViTConfig
 from eqx_vit.models.crossformer import CrossFormer as CrossFormer, CrossFormerConfig as CrossFormerConfig

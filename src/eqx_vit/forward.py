@@ -1,4 +1,4 @@
-"""A batch of images through a model: the only place that asks whether it has BatchNorm."""
+"""A batch of images through a model: the only place that distinguishes models with BatchNorm from those without."""
 
 import equinox as eqx
 import jax

@@ -29,7 +29,7 @@ from eqx_vit.layers.config import (
 
 Image: TypeAlias = Float[Array, "height width channels"] | Float[np.ndarray, "height width channels"]
 Logits: TypeAlias = Float[Array, " classes"]
-Pair: TypeAlias = tuple[Float[Array, " classes"], Float[Array, " classes"]]
+LogitsPair: TypeAlias = tuple[Float[Array, " classes"], Float[Array, " classes"]]
 Module = TypeVar("Module", bound=eqx.Module)
 Model = TypeVar("Model", bound="ImageModel[Any, Any]", default="ImageModel")
 
@@ -52,7 +52,8 @@ class ImageModelConfig(Generic[Model]):
         check_fields(self)
         for field in dataclasses.fields(self):
             if mentions(field.type, int):
-                check_at_least(self, int(field.name not in ("num_classes", *self.MAY_BE_ZERO)), field.name)
+                least = 0 if field.name in ("num_classes", *self.MAY_BE_ZERO) else 1
+                check_at_least(self, least, field.name)
         check_rates(self, *self.rates())
         self.check()
 
@@ -147,13 +148,15 @@ class ImageModel(eqx.Module, Generic[Config, Features]):
         """The tokens or the map after the final norm, before pooling and head; with a state, (features, state)."""
 
     @overload
-    def logits_pair(self, image: Image, *, key: PRNGKeyArray | None = None) -> Pair: ...
+    def logits_pair(self, image: Image, *, key: PRNGKeyArray | None = None) -> LogitsPair: ...
     @overload
-    def logits_pair(self, image: Image, state: State, *, key: PRNGKeyArray | None = None) -> tuple[Pair, State]: ...
+    def logits_pair(
+        self, image: Image, state: State, *, key: PRNGKeyArray | None = None
+    ) -> tuple[LogitsPair, State]: ...
     @abc.abstractmethod
     def logits_pair(
         self, image: Image, state: State | None = None, *, key: PRNGKeyArray | None = None
-    ) -> Pair | tuple[Pair, State]:
+    ) -> LogitsPair | tuple[LogitsPair, State]:
         """(class logits, distillation logits) of a model with two heads, for a distillation loss.
 
         **Raises:** `ValueError` for a model with one head.
@@ -191,7 +194,7 @@ class StatelessImageModel(ImageModel[Config, Features]):
     def classify(self, features: Features) -> Logits:
         """Pooling and head: logits."""
 
-    def classify_pair(self, features: Features) -> Pair:
+    def classify_pair(self, features: Features) -> LogitsPair:
         """The logits of two heads."""
         raise ValueError(_one_head(self))
 
@@ -240,7 +243,7 @@ class StatefulImageModel(ImageModel[Config, Features], eqx.nn.StatefulLayer):
     def classify(self, features: Features, state: State) -> tuple[Logits, State]:
         """Pooling and head: logits."""
 
-    def classify_pair(self, features: Features, state: State) -> tuple[Pair, State]:
+    def classify_pair(self, features: Features, state: State) -> tuple[LogitsPair, State]:
         """The logits of two heads."""
         raise ValueError(_one_head(self))
 

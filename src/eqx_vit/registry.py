@@ -3,31 +3,12 @@
 import dataclasses
 import difflib
 import fnmatch
+import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
-from eqx_vit.layers.config import no_type_check
 from eqx_vit.model import ImageModel, ImageModelConfig
-from eqx_vit.models import (
-    cait,
-    cross_vit,
-    crossformer,
-    cvt,
-    deepvit,
-    levit,
-    nest,
-    parallel_vit,
-    patch_merger,
-    pit,
-    region_vit,
-    scalable_vit,
-    simple_vit,
-    t2t,
-    twins_svt,
-    vit,
-    vit_small_datasets,
-)
 from eqx_vit.models.source import Source
 
 AnyModel = ImageModel[Any, Any]
@@ -50,48 +31,33 @@ class Architecture:
     checkpoints: str
 
 
-class ModelFile(Protocol):
-    """A module of `models/`, as far as the table reads it."""
-
-    @property
-    def PRESETS(self) -> Mapping[str, AnyConfig]: ...
-    @property
-    def WEIGHTS(self) -> Mapping[str, Source]: ...
-
-
-@no_type_check
-def _row(file: ModelFile, model: type[AnyModel], config: type[AnyConfig]) -> Architecture:
-    stem = model.__module__.rpartition(".")[2]
-    return Architecture(model, config, file.PRESETS, file.WEIGHTS, f"{stem}:CHECKPOINTS")
+def _read_file(file: str, model: str, prefix: str = "") -> Architecture:
+    """What a file of `models/` says of a model; of several in one file, `prefix` tells their tables apart."""
+    module = importlib.import_module(f"eqx_vit.models.{file}")
+    presets, weights = getattr(module, f"{prefix}PRESETS"), getattr(module, f"{prefix}WEIGHTS")
+    config = getattr(module, f"{model}Config")
+    return Architecture(getattr(module, model), config, presets, weights, f"{file}:{prefix}CHECKPOINTS")
 
 
 MODELS: dict[str, Architecture] = {
-    "vit": _row(vit, vit.ViT, vit.ViTConfig),
-    "simple_vit": _row(simple_vit, simple_vit.SimpleViT, simple_vit.SimpleViTConfig),
-    "cait": _row(cait, cait.CaiT, cait.CaiTConfig),
-    "crossformer": _row(crossformer, crossformer.CrossFormer, crossformer.CrossFormerConfig),
-    "cross_vit": _row(cross_vit, cross_vit.CrossViT, cross_vit.CrossViTConfig),
-    "cvt": _row(cvt, cvt.CvT, cvt.CvTConfig),
-    "deepvit": _row(deepvit, deepvit.DeepViT, deepvit.DeepViTConfig),
-    "levit": _row(levit, levit.LeViT, levit.LeViTConfig),
-    "nest": _row(nest, nest.NesT, nest.NesTConfig),
-    "parallel_vit": _row(parallel_vit, parallel_vit.ParallelViT, parallel_vit.ParallelViTConfig),
-    "parallel_vit_hmlp": Architecture(
-        parallel_vit.ParallelViTHMLP,
-        parallel_vit.ParallelViTHMLPConfig,
-        parallel_vit.HMLP_PRESETS,
-        parallel_vit.HMLP_WEIGHTS,
-        "parallel_vit:HMLP_CHECKPOINTS",
-    ),
-    "patch_merger": _row(patch_merger, patch_merger.PatchMergerViT, patch_merger.PatchMergerViTConfig),
-    "pit": _row(pit, pit.PiT, pit.PiTConfig),
-    "scalable_vit": _row(scalable_vit, scalable_vit.ScalableViT, scalable_vit.ScalableViTConfig),
-    "t2t": _row(t2t, t2t.T2TViT, t2t.T2TViTConfig),
-    "twins_svt": _row(twins_svt, twins_svt.TwinsSVT, twins_svt.TwinsSVTConfig),
-    "vit_small_datasets": _row(
-        vit_small_datasets, vit_small_datasets.SmallDatasetViT, vit_small_datasets.SmallDatasetViTConfig
-    ),
-    "region_vit": _row(region_vit, region_vit.RegionViT, region_vit.RegionViTConfig),
+    "vit": _read_file("vit", "ViT"),
+    "simple_vit": _read_file("simple_vit", "SimpleViT"),
+    "cait": _read_file("cait", "CaiT"),
+    "crossformer": _read_file("crossformer", "CrossFormer"),
+    "cross_vit": _read_file("cross_vit", "CrossViT"),
+    "cvt": _read_file("cvt", "CvT"),
+    "deepvit": _read_file("deepvit", "DeepViT"),
+    "levit": _read_file("levit", "LeViT"),
+    "nest": _read_file("nest", "NesT"),
+    "parallel_vit": _read_file("parallel_vit", "ParallelViT"),
+    "parallel_vit_hmlp": _read_file("parallel_vit", "ParallelViTHMLP", prefix="HMLP_"),
+    "patch_merger": _read_file("patch_merger", "PatchMergerViT"),
+    "pit": _read_file("pit", "PiT"),
+    "scalable_vit": _read_file("scalable_vit", "ScalableViT"),
+    "t2t": _read_file("t2t", "T2TViT"),
+    "twins_svt": _read_file("twins_svt", "TwinsSVT"),
+    "vit_small_datasets": _read_file("vit_small_datasets", "SmallDatasetViT"),
+    "region_vit": _read_file("region_vit", "RegionViT"),
 }
 
 

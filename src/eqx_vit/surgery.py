@@ -9,9 +9,10 @@ from equinox.nn import State, StateIndex
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from eqx_vit.create import initialise, make_skeleton
-from eqx_vit.layers import check_key
+from eqx_vit.layers import BatchNorm, Dropout, DropPath, check_key
 from eqx_vit.layers.config import Size, no_type_check
 from eqx_vit.model import replace_fields
+from eqx_vit.parameters import cast, trainable
 from eqx_vit.paths import named_leaves, named_statistics, path_name
 from eqx_vit.registry import AnyConfig, AnyModel, change_config
 
@@ -35,6 +36,10 @@ def replace_head(model: Model, num_classes: int, *, key: PRNGKeyArray) -> Model:
     heads = jax.tree_util.tree_map_with_path(
         lambda path, node: places.get(path_name(path), node), heads, is_leaf=_is_state_index
     )
+    # The head is as the rest of the model: of its dtype, and in inference mode where that is.
+    heads = cast(heads, jax.tree.leaves(trainable(model))[0].dtype)
+    modes = [node for node in jax.tree.leaves(model, is_leaf=_has_mode) if _has_mode(node)]
+    heads = eqx.nn.inference_mode(heads, bool(modes) and all(node.inference for node in modes))
     return replace_fields(model, config=config, **heads)
 
 
@@ -45,6 +50,10 @@ def _make_heads(model: type[AnyModel], config: AnyConfig, key: PRNGKeyArray) -> 
 
 def _heads_of(model: AnyModel) -> dict[str, PyTree]:
     return {name: getattr(model, name) for name in HEADS if name in type(model).__dataclass_fields__}
+
+
+def _has_mode(node: object) -> bool:
+    return isinstance(node, Dropout | DropPath | BatchNorm)
 
 
 def _is_state_index(node: object) -> bool:

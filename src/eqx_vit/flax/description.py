@@ -1,4 +1,4 @@
-"""The linen-shaped description: `init`, `apply` and their kin over plain dicts of arrays; no flax needed."""
+"""The linen-shaped description: `init`, `apply` and their like over plain dicts of arrays; no flax needed."""
 
 import dataclasses
 import functools
@@ -102,7 +102,7 @@ class Description:
         - `images`: (batch, height, width, channels); channels-first batches are taken where only that reading fits.
         - `rngs`: a dropout key (or a dict with the stream `dropout`) makes dropout active.
         - `mutable`: naming `batch_stats` (or True, for all) makes BatchNorm use and update the batch statistics.
-        - `train`: True asks for both, False for neither; `deterministic` is its opposite.
+        - `train`: True turns both on, False neither; `deterministic` is its opposite.
 
         **Raises:** `ValueError` for variables that are not this model's (naming each path), for images that the config
         does not take, for a missing stream, and for `train=True` on a BatchNorm model without mutable `batch_stats`.

@@ -100,12 +100,10 @@ def check_stages(config: Dataclass, stages: int, counted_by: str, *names: str) -
 
 
 @no_type_check
-def check_heads(dim: int, heads: int, *, prefix: str = "", dim_head: str | None = "dim_head") -> None:
-    """Raise `ValueError` unless the heads share `dim` equally. `prefix` names the stage or branch in the message, and
-    `dim_head` the field that would make them free to differ.
-    """
+def check_heads(dim: int, heads: int, *, dim_head: str | None = "dim_head") -> None:
+    """Raise `ValueError` unless the heads share `dim` equally; `dim_head` is the field that would free them."""
     way = "" if dim_head is None else f", or give {dim_head}"
-    check(dim % heads == 0, f"{prefix}dim {dim} is not a multiple of {prefix}heads {heads}: change one{way}")
+    check(dim % heads == 0, f"dim {dim} is not a multiple of heads {heads}: change one{way}")
 
 
 @no_type_check

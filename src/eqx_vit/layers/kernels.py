@@ -1,8 +1,9 @@
 """What exists for speed alone, and the one place where the backend decides between it and the plain formulation.
 
-All of it was measured with XLA's CPU backend, beside the plain formulation: GPUs and TPUs get the plain one, or JAX's
-own kernel. The choice is made when a program is lowered, not when it is traced, so that what is exported for a GPU on a
-machine without one is the program for a GPU. What the backward pass keeps stands in `remat.py`.
+All of it was measured with XLA's CPU backend, beside the plain formulation: GPUs and TPUs get the plain one, and long
+attention as `jax.nn.dot_product_attention` (XLA's: cuDNN is not requested). The choice is made when a program is
+lowered, not when it is traced, so that what is exported for a GPU on a machine without one is the program for a GPU.
+What the backward pass keeps stands in `remat.py`.
 """
 
 import functools

@@ -184,8 +184,8 @@ class CaiT(StatelessImageModel[CaiTConfig]):
 
     rows = height / patch height, columns = width / patch width; patches = rows * columns, tokens = 1 + patches. A block
     is talking-heads attention and MLP, pre-norm, scaled per channel, residual (equation 5). In a class block the class
-    token attends to itself and the patches, and passes an MLP. The final norm reads the class token, then the patches;
-    the head reads the class token.
+    token attends to itself and the patches, and passes an MLP. The final norm is applied to both; the head reads the
+    class token.
     """
 
     patch_embedding: PatchEmbedding

@@ -229,7 +229,7 @@ class DeepViT(StatefulImageModel[DeepViTConfig]):
     head: Linear | eqx.nn.Identity
 
     def __init__(self, config: DeepViTConfig, *, key: PRNGKeyArray) -> None:
-        stem_key, patch_key, class_key, position_key, blocks_key, re_attention_key, head_key = jax.random.split(key, 7)
+        stem_key, patch_key, token_key, position_key, blocks_key, re_attention_key, head_key = jax.random.split(key, 7)
         dim, (rows, columns), (height, width) = config.dim, config.grid, pair(config.patch_size)
         plain_depth, re_attention_depth = config.depths
         self.config = config
@@ -239,7 +239,7 @@ class DeepViT(StatefulImageModel[DeepViTConfig]):
         else:
             self.stem = None
             self.patch_embedding = PatchEmbedding((height, width), config.channels, dim, key=patch_key)
-        self.class_token = truncated_normal()(class_key, (1, dim))
+        self.class_token = truncated_normal()(token_key, (1, dim))
         self.position_embedding = truncated_normal()(position_key, (1 + rows * columns, dim))
         self.embedding_dropout = Dropout(config.emb_dropout)
         self.blocks = _build_blocks(config, plain_depth, re_attention=False, key=blocks_key)

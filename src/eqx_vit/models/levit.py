@@ -37,7 +37,7 @@ from eqx_vit.layers import (
 from eqx_vit.layers.config import Size, check, check_multiple, check_stages, no_type_check, pair, per_stage
 from eqx_vit.layers.init import fan_in_uniform
 from eqx_vit.layers.window import grid_coordinates
-from eqx_vit.model import FixedSizeConfig, Pair, StatefulImageModel
+from eqx_vit.model import FixedSizeConfig, LogitsPair, StatefulImageModel
 from eqx_vit.models.source import Source
 
 
@@ -377,7 +377,7 @@ class LeViT(StatefulImageModel[LeViTConfig]):
         pooled = jnp.mean(features, axis=0)
         return self.head(pooled, state) if isinstance(self.head, NormLinear) else (self.head(pooled), state)
 
-    def classify_pair(self, features: Float[Array, "tokens dim"], state: State) -> tuple[Pair, State]:
+    def classify_pair(self, features: Float[Array, "tokens dim"], state: State) -> tuple[LogitsPair, State]:
         """(class logits, distillation logits), each of its head."""
         if self.head_dist is None or not isinstance(self.head, NormLinear):
             raise ValueError("this LeViT has one head: a pair needs a config with num_distill_classes=num_classes")

@@ -71,6 +71,8 @@ class StageSizes(NamedTuple):
 class NesTConfig(PatchGridConfig["NesT"]):
     """Everything that defines a NesT. Stages count from the finest up: many windows first, one window last."""
 
+    RESIZABLE = False
+
     image_size: Size  # a multiple of patch_size * 2 ** (num_hierarchies - 1)
     dim: int | tuple[int, ...]  # one number: of the first stage, times scale_dims from stage to stage
     heads: int | tuple[int, ...]  # likewise
@@ -113,13 +115,6 @@ class NesTConfig(PatchGridConfig["NesT"]):
         """(height, width) of a window in tokens, the same in all stages: the last stage's whole map."""
         side, (rows, columns) = 2 ** (self.num_hierarchies - 1), self.grid
         return rows // side, columns // side
-
-    def check_image_size(self, height: int, width: int) -> None:
-        check(
-            (height, width) == pair(self.image_size),
-            f"this NesT takes images of {pair(self.image_size)}, given {(height, width)}: resize the image, or build "
-            f"the model with image_size=({height}, {width})",
-        )
 
     def _scale(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
         count = self.num_hierarchies

@@ -203,10 +203,10 @@ class Encoder(eqx.Module):
     drop_path_ramp: bool = eqx.field(static=True)
 
     def __init__(self, config: EitherConfig, *, key: PRNGKeyArray) -> None:
-        class_key, position_key, blocks_key = jax.random.split(key, 3)
+        token_key, position_key, blocks_key = jax.random.split(key, 3)
         rows, columns = config.grid
         positions = rows * columns + config.prefix_positions
-        self.class_token = truncated_normal()(class_key, (1, config.dim))
+        self.class_token = truncated_normal()(token_key, (1, config.dim))
         self.position_embedding = truncated_normal()(position_key, (positions, config.dim))
         self.embedding_dropout = Dropout(config.emb_dropout)
         self.blocks = Stack.build(functools.partial(Block, config), config.depth, key=blocks_key)

@@ -35,7 +35,7 @@ from eqx_vit.layers import (
 )
 from eqx_vit.layers.config import Size, check, check_heads, check_stages, no_type_check, pair, per_stage
 from eqx_vit.layers.init import truncated_normal
-from eqx_vit.model import FixedSizeConfig, Pair, StatelessImageModel
+from eqx_vit.model import FixedSizeConfig, LogitsPair, StatelessImageModel
 from eqx_vit.models.source import Source
 
 
@@ -163,7 +163,7 @@ class PiT(StatelessImageModel[PiTConfig]):
     head_dist: Linear | eqx.nn.Identity | None
 
     def __init__(self, config: PiTConfig, *, key: PRNGKeyArray) -> None:
-        patch_key, token_key, position_key, stages_key, pools_key, head_key, dist_key = jax.random.split(key, 7)
+        patch_key, token_key, position_key, stages_key, pools_key, head_key, head_dist_key = jax.random.split(key, 7)
         first, last = config.stages[0], config.stages[-1]
         stage_keys = jax.random.split(stages_key, len(config.stages))
         pool_keys = jax.random.split(pools_key, len(config.stages) - 1)
@@ -185,7 +185,7 @@ class PiT(StatelessImageModel[PiTConfig]):
         self.norm = LayerNorm(last.dim, config.norm_eps)
         make = functools.partial(make_head, last.dim, config.num_classes, weight_init=None, bias_init=None)
         self.head = make(key=head_key)
-        self.head_dist = make(key=dist_key) if config.distillation else None
+        self.head_dist = make(key=head_dist_key) if config.distillation else None
 
     def embed(
         self, image: Float[Array, "height width channels"], *, key: PRNGKeyArray | None
@@ -212,7 +212,7 @@ class PiT(StatelessImageModel[PiTConfig]):
             return (logits + distilled) / 2
         return self.head(features[0])
 
-    def classify_pair(self, features: Float[Array, "tokens dim"]) -> Pair:
+    def classify_pair(self, features: Float[Array, "tokens dim"]) -> LogitsPair:
         """(class logits, distillation logits), each of its token."""
         if self.head_dist is None:
             raise ValueError("this PiT has one head: a pair needs a config with distillation=True")

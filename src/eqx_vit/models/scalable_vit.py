@@ -99,12 +99,12 @@ class ScalableViTConfig(ImageModelConfig["ScalableViT"]):
 
     def check_image_size(self, height: int, width: int) -> None:
         unit = math.lcm(*(sizes.stride * (sizes.window or 1) for sizes in self.stages))
-        check_multiple("image_size", (height, width), unit)
+        check_multiple("the image's size", (height, width), unit)
         for index, sizes in enumerate(self.stages):
             least = sizes.stride * sizes.reduction
             check(
                 min(height, width) >= least or (sizes.windowed and sizes.depth == 1),
-                f"image_size {(height, width)} leaves stage {index} a map that cannot be reduced {sizes.reduction} "
+                f"an image of {(height, width)} leaves stage {index} a map that cannot be reduced {sizes.reduction} "
                 f"times: use at least {least}, or a smaller reduction_factor",
             )
 

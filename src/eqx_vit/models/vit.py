@@ -37,7 +37,7 @@ from eqx_vit.layers import (
 )
 from eqx_vit.layers.config import Size, check, check_heads, no_type_check, pair
 from eqx_vit.layers.init import constant, lecun_normal, normal, truncated_normal, xavier_uniform
-from eqx_vit.model import Pair, PatchGridConfig, StatelessImageModel
+from eqx_vit.model import LogitsPair, PatchGridConfig, StatelessImageModel
 from eqx_vit.models.source import INCEPTION_MEAN, INCEPTION_STD, Source
 
 
@@ -133,7 +133,9 @@ class ViT(StatelessImageModel[ViTConfig]):
 
     def __init__(self, config: ViTConfig, *, key: PRNGKeyArray) -> None:
         keys = jax.random.split(key, 8)
-        patch_key, position_key, distillation_key, register_key, blocks_key, pre_logits_key, head_key, dist_key = keys
+        patch_key, position_key, distillation_key, register_key, blocks_key, pre_logits_key, head_key, head_dist_key = (
+            keys
+        )
         dim, (rows, columns) = config.dim, config.grid
         patch_size = pair(config.patch_size)
         self.config = config
@@ -162,7 +164,7 @@ class ViT(StatelessImageModel[ViTConfig]):
         # Zero, as the official code starts.
         make = functools.partial(make_head, width or dim, config.num_classes, weight_init=constant(0.0))
         self.head = make(key=head_key)
-        self.head_dist = make(key=dist_key) if config.distillation else None
+        self.head_dist = make(key=head_dist_key) if config.distillation else None
 
     def embed(
         self, image: Float[Array, "height width channels"], *, key: PRNGKeyArray | None
@@ -193,7 +195,7 @@ class ViT(StatelessImageModel[ViTConfig]):
         pooled = self.norm(pooled) if self.config.norm_after_pool else pooled
         return self.head(pooled if self.pre_logits is None else jnp.tanh(self.pre_logits(pooled)))
 
-    def classify_pair(self, features: Float[Array, "tokens dim"]) -> Pair:
+    def classify_pair(self, features: Float[Array, "tokens dim"]) -> LogitsPair:
         """(class logits, distillation logits), each of its token (DeiT, section 4)."""
         if self.head_dist is None:
             raise ValueError("this ViT has one head: a pair needs a config with distillation=True")

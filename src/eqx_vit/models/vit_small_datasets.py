@@ -126,10 +126,10 @@ class ShiftedMerging(eqx.Module):
         """**Arguments:** `channels`: width of a token before, `dim`: after; `patch_size`: in tokens; `class_token`:
         whether one comes first.
         """
-        merging_key, class_key = jax.random.split(key)
+        merging_key, token_key = jax.random.split(key)
         self.merging = SPT(dim, patch_size, channels=channels, key=merging_key)
         init = xavier_normal(channels, dim)
-        self.class_linear = Linear(channels, dim, weight_init=init, key=class_key) if class_token else None
+        self.class_linear = Linear(channels, dim, weight_init=init, key=token_key) if class_token else None
 
     def __call__(
         self, tokens: Float[Array, "tokens channels"], grid: tuple[int, int]
@@ -213,7 +213,7 @@ class SmallDatasetViT(StatelessImageModel[SmallDatasetViTConfig]):
     head: Linear | eqx.nn.Identity
 
     def __init__(self, config: SmallDatasetViTConfig, *, key: PRNGKeyArray) -> None:
-        patch_key, class_key, position_key, blocks_key, head_key = jax.random.split(key, 5)
+        patch_key, token_key, position_key, blocks_key, head_key = jax.random.split(key, 5)
         dim, patch_size, channels = config.dim, pair(config.patch_size), config.channels
         self.config = config
         if config.shifted_patches:
@@ -227,7 +227,7 @@ class SmallDatasetViT(StatelessImageModel[SmallDatasetViTConfig]):
                 bias_init=constant(0.0),
                 key=patch_key,
             )
-        self.class_token = normal(1.0)(class_key, (1, dim))
+        self.class_token = normal(1.0)(token_key, (1, dim))
         self.position_embedding = normal(1.0)(position_key, (1 + math.prod(config.grid), dim))
         self.embedding_dropout = Dropout(config.emb_dropout)
         self.blocks = Stack.build(functools.partial(_make_block, config), config.depth, key=blocks_key)

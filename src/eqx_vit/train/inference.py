@@ -65,13 +65,13 @@ def predict(
     batch_size: int,
 ) -> Float[np.ndarray, "images classes"]:
     """The probabilities of each class for the images at `indices`."""
-    pieces: list[Array] = []
+    chunks: list[Array] = []
     for start in range(0, len(indices), batch_size):
         batch = indices[start : start + batch_size]
         # The last batch is filled up with its first image: another shape would compile again.
         filled = np.concatenate([batch, np.full(batch_size - len(batch), batch[0], dtype=batch.dtype)])
-        pieces.append(step(*model, images, filled)[: len(batch)])
-    logits = np.concatenate([np.asarray(piece) for piece in pieces]).astype(np.float64)
+        chunks.append(step(*model, images, filled)[: len(batch)])
+    logits = np.concatenate([np.asarray(chunk) for chunk in chunks]).astype(np.float64)
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     return exponentials / exponentials.sum(axis=1, keepdims=True)
 

@@ -137,8 +137,8 @@ def write_run(folder: Path, run: Run) -> None:
     plain = {
         "settings": dataclasses.asdict(run.settings),
         "model": config_to_json(run.config),
-        "pixels": run.input_spec._asdict(),
-        "stored": run.source_size,
+        "input_spec": run.input_spec._asdict(),
+        "source_size": run.source_size,
         "classes": run.classes,
         "fingerprint": run.fingerprint,
     }
@@ -157,12 +157,12 @@ def read_run(folder: Path) -> Run:
         raise ValueError(f"{folder} is not a run folder: it has no {CONFIG}")
     try:
         plain = json.loads(path.read_text())
-        pixels = plain["pixels"]
+        spec = plain["input_spec"]
         return Run(
             Settings(**plain["settings"]),
             config_from_json(plain["model"]),
-            InputSpec(tuple(pixels["size"]), pixels["channels"], tuple(pixels["mean"]), tuple(pixels["std"])),
-            tuple(plain["stored"]),
+            InputSpec(tuple(spec["size"]), spec["channels"], tuple(spec["mean"]), tuple(spec["std"])),
+            tuple(plain["source_size"]),
             tuple(plain["classes"]),
             plain["fingerprint"],
         )

@@ -67,7 +67,7 @@ def block(heads: int) -> list[Rule | Constant]:
     ]
 
 
-def scanned(ours: str, theirs: str, rules: Iterable[Rule | Constant]) -> list[Rule | Constant]:
+def scan_stack(ours: str, theirs: str, rules: Iterable[Rule | Constant]) -> list[Rule | Constant]:
     """The rules of one block, for a `Stack` called `ours` that linen's scan stores stacked too, under one prefix."""
     result: list[Rule | Constant] = []
     for rule in rules:

@@ -19,7 +19,7 @@ def _official_scan(config: SimpleViTConfig) -> list[Rule | Constant]:
     """Checkpoints of a model with scan=True: the blocks are stored stacked."""
     return [
         *_around_blocks(config),
-        *linen.scanned("blocks", "Transformer/encoderblock/", linen.block(config.heads)),
+        *linen.scan_stack("blocks", "Transformer/encoderblock/", linen.block(config.heads)),
     ]
 
 
