@@ -23,7 +23,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Static types: of the package, its tests and examples, and of what a user writes."""
-    session.install("-e", ".[train]", *group("tests"), *group("types"))
+    session.install("-e", ".[train,flax]", *group("tests"), *group("types"))
     session.run("pyright")
     session.run("pytest", "tests/test_types.py")
 
