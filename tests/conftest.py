@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 from tiny import TINY
 
-jax.config.update("jax_num_cpu_devices", 2)  # so that a batch can be sharded
+jax.config.update("jax_num_cpu_devices", 8)  # so that a batch can be sharded
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")

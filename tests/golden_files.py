@@ -73,13 +73,16 @@ def _draw(name: str, shape: Sequence[int], kind: str, first: Any, second: Any) -
 def loaded(name: str, config: Any, source: str) -> tuple[Golden, Any, eqx.nn.State]:
     """The golden file, and a model of `config` (in training mode) and its state with the file's weights."""
     golden = read(name)
-    # Zeros will do, every array is loaded: to compile the initialisation would take most of the time.
+    return golden, *load_state_dict(*zeros(config), golden.state, source=source)
+
+
+def zeros(config: Any) -> tuple[Any, eqx.nn.State]:
+    """A model to load every array into: to compile the initialisation would take most of the time."""
     shapes = eqx.filter_eval_shape(eqx_vit.create, config, key=jax.random.key(0))
-    model, state = jax.tree.map(
+    return jax.tree.map(
         lambda leaf: jnp.asarray(np.zeros(leaf.shape, leaf.dtype)) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf,
         shapes,
     )
-    return golden, *load_state_dict(model, state, golden.state, source=source)
 
 
 def check(name: str, config: Any, source: str, unused: Sequence[str] = (), *, atol: float = 2e-5) -> None:

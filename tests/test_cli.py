@@ -1,6 +1,7 @@
 """The command line: what each command prints, and one clear line with exit code 2 for every stupid input."""
 
 import dataclasses
+import io
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,6 +19,7 @@ import eqx_vit
 from eqx_vit.cli import main
 from eqx_vit.cli.arguments import make_parser
 from eqx_vit.cli.commands import catch_signals
+from eqx_vit.train import inference
 from eqx_vit.train.config import Settings
 
 TINY = ["--batch-size", "64", "--set", "dim=16", "--set", "depth=1", "--set", "heads=2", "--set", "mlp_dim=16"]
@@ -72,6 +75,21 @@ def test_evaluate_repeats_the_result_of_training(trained: Path, capsys: pytest.C
     assert found
     expected = float((trained / "metrics.jsonl").read_text().splitlines()[-1].rpartition(": ")[2].strip("}"))
     assert float(found[1]) == pytest.approx(100 * expected, abs=0.01)
+
+
+def test_evaluation_finds_data_that_have_moved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    for shade, name in enumerate(("cat", "dog")):
+        (old / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("L", (8, 8), 100 * shade + number).save(old / name / f"{number}.png")
+    assert run("train", *TINY, "--data", old, "--image-size", "8", "--epochs", "1", "--output", tmp_path / "run") == 0
+    old.rename(new)
+    assert f"there is no folder {old}" in refused(capsys, "evaluate", tmp_path / "run")
+    assert run("evaluate", tmp_path / "run", "--data", new) == 0
+    assert "on 2 test images" in capsys.readouterr().out
+    (new / "cat" / "0.png").unlink()
+    assert "needs 3 readable images" in refused(capsys, "evaluate", tmp_path / "run", "--data", new)
 
 
 def test_predict(trained: Path, digit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -201,7 +219,7 @@ def test_stupid_folders_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[
         (tmp_path / "data" / name).mkdir(parents=True)
         (tmp_path / "data" / name / "broken.png").write_bytes(b"nothing")
     message = refused(capsys, "train", "--data", tmp_path / "data", "--output", tmp_path / "run")
-    assert "cat (0), dog (0); 2 unreadable, such as" in message
+    assert "cat (0), dog (0); 2 left out, such as" in message
     (tmp_path / "data" / "dog" / "broken.png").unlink()
     (tmp_path / "data" / "dog").rmdir()
     assert "one class only" in refused(capsys, "train", "--data", tmp_path / "data")
@@ -243,6 +261,77 @@ def test_damaged_checkpoints(trained: Path, digit: Path, tmp_path: Path, capsys:
     eqx_vit.save(tmp_path / "best.safetensors", *eqx_vit.load(trained / "best.safetensors"))
     (tmp_path / "config.json").write_text("{")
     assert "config.json is damaged" in refused(capsys, "evaluate", tmp_path)
+
+
+def test_batch_norm_needs_two_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ("stages=2", "dim=16", "depth=1", "heads=2", "dim_key=4", "dim_value=8", "image_size=32")
+    changes = [text for size in sizes for text in ("--set", size)]
+    message = refused(capsys, "train", "--model", "levit", *changes, "--batch-size", "1", "--output", tmp_path / "run")
+    assert "a batch of at least 2 images" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_platform_without_a_device_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise AssertionError  # what JAX does for cuda, where its plugin is not installed
+
+    monkeypatch.setattr(jax, "devices", fail)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert "JAX finds no device for JAX_PLATFORMS=cuda" in refused(capsys, "train")
+
+
+@pytest.mark.parametrize(
+    ("module", "platform", "code", "words"),
+    [
+        ("eqx_vit", "cpu", 0, "levit_128s "),
+        ("eqx_vit.cli", "nowhere", 2, "eqx-vit models: JAX finds no device for JAX_PLATFORMS=nowhere"),
+    ],
+)
+def test_the_modules_run(module: str, platform: str, code: int, words: str) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(eqx_vit.__file__).parents[1]), "JAX_PLATFORMS": platform}
+    command = [sys.executable, "-m", module, "models", "levit_128s"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert (done.stderr if code else done.stdout).splitlines()[-1].startswith(words)
+
+
+@pytest.mark.parametrize(
+    "interrupt",
+    [
+        "gc.callbacks.append(interrupt)",  # where Python drops what is raised
+        "sys.meta_path.insert(0, type('Finder', (), {'find_spec': interrupt}))",
+    ],
+)
+def test_an_interrupt_during_the_imports_ends_them(interrupt: str) -> None:
+    program = (
+        "import eqx_vit_command, gc, signal, sys\n"
+        "def interrupt(*_): signal.raise_signal(signal.SIGINT)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
+        f"{interrupt}\n"
+        "sys.exit(eqx_vit_command.main())"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(eqx_vit.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", program, "models"], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_the_screen_need_not_know_every_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "evaluate_run", lambda *_: "Fr\u00f6sche and Fr\udcf6sche")
+    content = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(content, encoding="ascii"))
+    assert run("evaluate", "somewhere") == 0
+    assert content.getvalue() == b"Fr?sche and Fr?sche\n"
+
+
+def test_a_reader_may_leave_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "evaluate_run", lambda *_: "a line")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert run("evaluate", "somewhere") == 0
 
 
 def test_a_missing_extra_is_named_and_models_needs_none(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -29,6 +30,13 @@ def describe(name: str, config: Any = None) -> Any:
 
 def images_for(name: str, batch: int = 2) -> jax.Array:
     return jax.random.normal(jax.random.key(7), (batch, *tiny_size(name), TINY[name].channels))
+
+
+@functools.cache
+def zeros(name: str) -> Any:
+    """Variables that nothing was compiled for."""
+    shapes = jax.eval_shape(describe(name).init, KEYS, images_for(name))
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def same(left: Any, right: Any) -> None:
@@ -167,7 +175,7 @@ def test_bad_input_is_named_by_its_path() -> None:
         },
         "with the collection 'params'": {"weights": params},
         "unknown collections in variables: .'cache'": {**variables, "cache": {}},
-        "given list": [params],
+        "given a list": [params],
         "missing params": describe("levit").init(KEYS, images_for("levit")),
     }
     for message, given in wrong.items():
@@ -185,3 +193,149 @@ def test_bad_input_is_named_by_its_path() -> None:
         eqx_vit.flax.ViT(dimm=3)
     with pytest.raises(ValueError, match="the model's config is"):
         v.from_equinox(*eqx_vit.create(TINY["levit"], key=jax.random.key(0)))
+
+
+def test_train_by_position_changes_nothing_but_the_output() -> None:
+    v, images, key = describe("levit"), images_for("levit"), KEYS["params"]
+    expected = jax.tree.structure(zeros("levit"))
+    for arguments in ({}, {"train": False}, {"train": True}, {"deterministic": True}):
+        assert (
+            jax.tree.structure(jax.eval_shape(lambda arguments=arguments: v.init(key, images, **arguments))) == expected
+        )
+    logits, variables = jax.eval_shape(lambda: v.init_with_output(key, images, True))
+    assert (logits.shape, jax.tree.structure(variables)) == ((2, 5), expected)
+    logits, updates = jax.eval_shape(lambda: v.apply(zeros("levit"), images, True, mutable=["batch_stats"]))
+    assert (logits.shape, list(updates)) == ((2, 5), ["batch_stats"])
+    assert jax.eval_shape(lambda: v.bind(zeros("levit"))(images, False)).shape == (2, 5)
+
+
+def test_another_method_runs_in_place_of_the_call() -> None:
+    v, images = describe("vit"), images_for("vit")
+    variables = v.init(KEYS, images)
+    model, _ = v.to_equinox(variables)
+    expected = jax.jit(jax.vmap(eqx_vit.inference_mode(model).features))(images)
+    np.testing.assert_allclose(v.apply(variables, images, method="features"), expected, atol=1e-5)
+    assert jax.eval_shape(lambda: v.apply(variables, images, method=eqx_vit.ViT.features)).shape == expected.shape
+    assert jax.eval_shape(lambda: v.apply(variables, images, method="__call__")).shape == (2, 5)
+    (features, updates) = jax.eval_shape(
+        lambda: describe("levit").apply(
+            zeros("levit"), images_for("levit"), True, mutable=["batch_stats"], method="features"
+        )
+    )
+    assert features.shape == (2, 4, 16)
+    assert list(updates) == ["batch_stats"]
+
+
+def test_flags_that_became_arrays_are_no_variables() -> None:
+    model, state = eqx_vit.create(TINY["levit"], key=KEYS["params"])
+    same(describe("levit").from_equinox(jax.device_put(model), state), describe("levit").from_equinox(model, state))
+
+
+flax: Any = eqx_vit.flax
+KEY, SHAPE = KEYS["params"], jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)
+# What is given in place of what: (a description, its variables, its images) -> a call, and the words of the refusal.
+WRONG: dict[str, Callable[[Any, Any, Any], object]] = {
+    r"params must be a nested dict of arrays, .* given a list": lambda v, p, x: v.apply({"params": [p]}, x),
+    r"missing params\.head\.weight": (lambda v, p, x: v.apply({"params": {**p["params"], "head": None}}, x)),
+    r"params\.head must be an array of numbers, given a str": (
+        lambda v, p, x: v.apply({"params": {**p["params"], "head": "none"}}, x)
+    ),
+    r"params\.0 must be an array of numbers, given a int": lambda v, p, x: v.apply({"params": {0: 1, "a": 2}}, x),
+    r"params\.a must be an array of numbers, given dtype object": (
+        lambda v, p, x: v.apply({"params": {"a": np.array([None])}}, x)
+    ),
+    r"params\.a must be an array of numbers, given dtype key": lambda v, p, x: v.apply(
+        {"params": {"a": jax.random.key(0)}}, x
+    ),
+    r"params\.blocks\.\S+ has dtype int32, not float32; .*; and 10 more": (
+        lambda v, p, x: v.apply(jax.tree.map(lambda leaf: leaf.astype(int), p), x)
+    ),
+    r"of this model: params\.blocks\.\S+ has dtype int32": lambda v, p, x: v.to_equinox(
+        jax.tree.map(lambda leaf: leaf.astype(int), p)
+    ),
+    r"variables must be a dict .*; given \[.*'class_token'": lambda v, p, x: v.apply(p["params"], x),
+    r"variables must be a dict .*; given a tuple": lambda v, p, x: v.bind((p, {})),
+    r"variables must be a dict .*; given a NoneType": lambda v, p, x: v.to_equinox(None),
+    r"unknown collections in variables: \[0\]": lambda v, p, x: v.apply({**p, 0: {}}, x),
+    r"batch_stats must be a nested dict": lambda v, p, x: v.apply({**p, "batch_stats": 5}, x),
+    r"images must be an array of .*, given a list: convert": lambda v, p, x: v.apply(p, [1.0]),
+    r"images must be an array of .*, given a NoneType": lambda v, p, x: v.init(KEY, None),
+    r"given shape \(0, 16, 16, 3\): one image is": lambda v, p, x: v.apply(p, x[:0]),
+    r"given dtype int32: scale it first": lambda v, p, x: v.apply(p, x.astype(int)),
+    r"given dtype object": lambda v, p, x: v.apply(p, np.full(x.shape, None)),
+    r"images must be a float array .* given a ShapeDtypeStruct": lambda v, p, x: v.apply(p, SHAPE),
+    r"key must be one random key.* given 5": lambda v, p, x: v.apply(p, x, rngs=5),
+    r"key must be one random key.* given None": lambda v, p, x: v.apply(p, x, rngs={"dropout": None}),
+    r"key must be one random key.* given 'x'": lambda v, p, x: v.apply(p, x, rngs={"dropout": KEY, "noise": "x"}),
+    r"key must be one random key.* given 7": lambda v, p, x: v.bind(p, rngs=7)(x),
+    r"'dropout' is missing in rngs, given \[0, 'b'\]": lambda v, p, x: v.apply(p, x, rngs={0: KEY, "b": KEY}),
+    r"init needs the stream 'params' in rngs, given \[0, 'b'\]": lambda v, p, x: v.init({0: KEY, "b": KEY}, x),
+    r"mutable must be .* given a NoneType": lambda v, p, x: v.apply(p, x, mutable=None),
+    r"mutable must be .* given a list": lambda v, p, x: v.apply(p, x, mutable=[1]),
+    r"mutable must be .* given a ArrayImpl": lambda v, p, x: v.apply(p, x, mutable=jnp.array(1)),
+    r"train must be True or False, given a dict": lambda v, p, x: v.apply(p, x, {"dropout": KEY}),
+    r"train must be True or False, given a str": lambda v, p, x: v.init(KEY, x, train="yes"),
+    r"train must be .*static_argnames": lambda v, p, x: jax.jit(v.apply)(p, x, train=True),
+    r"deterministic must be True or False, given a int": lambda v, p, x: v.apply(p, x, deterministic=1),
+    r"method must be one of .* given 'embed': other steps": lambda v, p, x: v.apply(p, x, method="embed"),
+    r"method must be one of .* given a builtin_function": lambda v, p, x: v.apply(p, x, method=len),
+    r"this ViT has one head": lambda v, p, x: v.apply(p, x, method="logits_pair"),
+    r"captures no intermediates: give method=": lambda v, p, x: v.apply(p, x, capture_intermediates=True),
+    r"from_equinox takes a model .* given a State and a ViT": lambda v, p, x: v.from_equinox(*v.to_equinox(p)[::-1]),
+    r"from_equinox takes a model .* given a ViT and a NoneType": lambda v, p, x: v.from_equinox(
+        v.to_equinox(p)[0], None
+    ),
+    r"missing params\.head\.bias": lambda v, p, x: v.from_equinox(
+        eqx.tree_at(lambda model: model.head.bias, v.to_equinox(p)[0], None), v.to_equinox(p)[1]
+    ),
+    r"use one, such as eqx_vit\.flax\.ViT": lambda v, p, x: flax.Description().init(KEY, x),
+    r"SPT\.dim must be int, given 'a'": lambda v, p, x: flax.SPT("a", 4),
+    r"SPT\.patch_size must be at least 1": lambda v, p, x: flax.SPT(8, 0),
+    r"images must be .* given a list: convert": lambda v, p, x: flax.SPT(8, 4).init(KEY, [1]),
+    r"images must be .* given shape \(16, 16, 3\): one": lambda v, p, x: flax.SPT(8, 4).apply(p, x[0]),
+    r"init alone takes a shape": lambda v, p, x: flax.SPT(8, 4).apply(p, SHAPE),
+    r"PatchMerger\.num_tokens_out must be int": lambda v, p, x: flax.PatchMerger(8, None),
+    r"of \(batch, tokens, 8\), given shape \(2, 4, 9\)": (
+        lambda v, p, x: flax.PatchMerger(8, 4).apply(p, jnp.ones((2, 4, 9)))
+    ),
+    r"\(batch, tokens, 8\), given dtype int32": (
+        lambda v, p, x: flax.PatchMerger(8, 4).apply(p, jnp.ones((2, 4, 8), int))
+    ),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_what_is_of_the_wrong_kind_is_named(message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        WRONG[message](describe("vit"), zeros("vit"), images_for("vit"))
+    assert "\n" not in str(caught.value).split("\n-----")[0]  # what follows is JAX's, in a traced function
+
+
+# The same of `transform`'s pair: (init, apply, parameters, state, images) -> a call.
+WRONG_PAIR: dict[str, Callable[[Any, Any, Any, Any, Any], object]] = {
+    "key must be one random key.* given 5": lambda init, apply, p, s, x: init(5),
+    "key must be one random key.* given 6": lambda init, apply, p, s, x: apply(p, s, 6, x),
+    "params must be a nested dict": lambda init, apply, p, s, x: apply(None, s, KEY, x),
+    "params must be a nested dict of arrays, .* given a set": lambda init, apply, p, s, x: apply({1}, s, KEY, x),
+    "state must be a dict of .* given a NoneType": lambda init, apply, p, s, x: apply(p, None, KEY, x),
+    "unknown collections in state: .'cache'": lambda init, apply, p, s, x: apply(p, {"cache": {}}, KEY, x),
+    "missing batch_stats": lambda init, apply, p, s, x: apply(p, {}, KEY, x),
+    "batch_stats must be a nested dict": lambda init, apply, p, s, x: apply(p, {**s, "batch_stats": [1]}, KEY, x),
+    "has dtype int32, not float32": lambda init, apply, p, s, x: apply(
+        jax.tree.map(lambda leaf: leaf.astype(int), p), s, KEY, x
+    ),
+    "given a set: convert": lambda init, apply, p, s, x: apply(p, s, KEY, {1}),
+    "given dtype bool: scale it first": lambda init, apply, p, s, x: apply(p, s, KEY, x > 0),
+    "one image is a batch of one": lambda init, apply, p, s, x: apply(p, s, KEY, x[0]),
+    "update_statistics must be True or False, given a str": lambda init, apply, p, s, x: apply(
+        p, s, KEY, x, update_statistics="no"
+    ),
+}
+
+
+@pytest.mark.parametrize("message", WRONG_PAIR)
+def test_what_is_of_the_wrong_kind_is_named_by_the_pair(message: str) -> None:
+    params, *rest = (zeros("levit").get(name, {}) for name in ("params", "batch_stats", "buffers"))
+    state = dict(zip(("batch_stats", "buffers"), rest, strict=True))
+    with pytest.raises(ValueError, match=message):
+        WRONG_PAIR[message](*eqx_vit.transform(TINY["levit"]), params, state, images_for("levit"))

@@ -2,6 +2,8 @@
 
 import ast
 import graphlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,12 @@ PACKAGE = Path(eqx_vit.__file__).parent
 # Each part may import those before it.
 ORDER = [
     "layers",
+    "arguments",
+    "paths",
     "model",
     "models",
     "registry",
     "files",
-    "paths",
     "parameters",
     "create",
     "forward",
@@ -30,6 +33,7 @@ ORDER = [
     "flax",
     "train",
     "cli",
+    "__main__",
 ]
 # The one import of what comes later, inside the function that loads released weights.
 LATER = {("create", "weights")}
@@ -89,3 +93,21 @@ def test_preset_names_are_unique_and_listed() -> None:
     assert len(set(names)) == len(names) == sum(len(row.presets) for row in MODELS.values())
     assert eqx_vit.list_models("deit3*") == [name for name in names if name.startswith("deit3")]
     assert eqx_vit.list_models("nothing") == []
+
+
+# In a process of its own: other tests have imported all of them.
+ON_FIRST_USE = """
+import sys
+import eqx_vit
+
+late = {"flax", "testing", "weights"}
+assert not {f"eqx_vit.{name}" for name in late} & set(sys.modules)
+assert late <= set(dir(eqx_vit))
+assert not hasattr(eqx_vit, "weightz")
+eqx_vit.flax.LeViT, eqx_vit.testing.shapes, eqx_vit.weights.load_state_dict
+"""
+
+
+def test_the_rest_of_the_package_is_imported_on_first_use() -> None:
+    found = subprocess.run([sys.executable, "-c", ON_FIRST_USE], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr

@@ -1,5 +1,6 @@
 """The training program: exact resumption, equal numbers for equal seeds, and what a run leaves behind."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -7,8 +8,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +24,12 @@ from jaxtyping import PRNGKeyArray
 from PIL import Image
 
 import eqx_vit
+from eqx_vit.files import read_arrays, write_arrays
 from eqx_vit.functional import to_dicts
 from eqx_vit.paths import named_statistics
 from eqx_vit.registry import AnyModel
-from eqx_vit.train import inference
+from eqx_vit.train import inference, loop
+from eqx_vit.train.checkpoint import METADATA
 from eqx_vit.train.config import Settings
 from eqx_vit.train.data import draw_batches
 from eqx_vit.train.inference import evaluate
@@ -34,9 +39,12 @@ from eqx_vit.train.run_folder import (
     BEST,
     LAST,
     METRICS,
+    SAMPLES,
     TRAINING_STATE,
     FinalMetrics,
     check_free,
+    claim_folder,
+    lock_folder,
     read_run,
     resume_run,
     start_run,
@@ -53,15 +61,27 @@ QUIET = ProgressLog(quiet=True)
 
 
 def train(
-    folder: Path, given: dict[str, Any] = GIVEN, stopped: Callable[[], bool] = lambda: False
+    folder: Path,
+    given: dict[str, Any] = GIVEN,
+    stopped: Callable[[], bool] = lambda: False,
+    log: ProgressLog = QUIET,
 ) -> FinalMetrics | None:
     """Start a run in the folder, or go on with the one that is there."""
-    if folder.exists():
-        run, data = resume_run(folder, {}, QUIET)
-    else:
-        run, data = start_run(given, QUIET)
-        write_run(folder, run)
-    return train_run(folder, run, data, QUIET, stopped)
+    with ExitStack() as held:
+        if folder.exists():
+            held.enter_context(lock_folder(folder))
+            run, data = resume_run(folder, {}, log)
+        else:
+            run, data = start_run(given, log)
+            held.enter_context(claim_folder(folder, run))
+        return train_run(folder, run, data, log, stopped)
+
+
+def copy_run(source: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for name in ("config.json", BEST, LAST, METRICS, TRAINING_STATE):
+        (folder / name).write_bytes((source / name).read_bytes())
+    return folder
 
 
 def weights(folder: Path) -> list[str]:
@@ -167,6 +187,8 @@ def test_sigkill_then_resume_reaches_the_same_bits(tmp_path: Path) -> None:
     while process.poll() is None and not state.exists():
         time.sleep(0.01)
     time.sleep(0.1)
+    with pytest.raises(ValueError, match="another process is training"), lock_folder(tmp_path / "killed"):
+        pass
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     done = len(metrics(tmp_path / "killed"))
@@ -195,15 +217,13 @@ def test_diverging_says_so_and_keeps_the_last_good_state(tmp_path: Path) -> None
     given = GIVEN | {"learning_rate": 1e30, "warmup": 0.0, "clip_norm": 1e30}
     with pytest.raises(ValueError, match="--learning-rate"):
         train(tmp_path / "run", given)
+    assert not (tmp_path / "run").exists()  # there was no good state
 
 
 def test_resuming_refuses_other_settings_and_damaged_states(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"epochs is 2, not 3; seed is 0, not 5"):
         resume_run(whole, {"epochs": 3, "seed": 5, "batch_size": 256}, QUIET)
-    folder = tmp_path / "run"
-    folder.mkdir()
-    for name in ("config.json", BEST, LAST, METRICS):
-        (folder / name).write_bytes((whole / name).read_bytes())
+    folder = copy_run(whole, tmp_path / "run")
     (folder / TRAINING_STATE).write_bytes((whole / TRAINING_STATE).read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"training_state\.safetensors is damaged, or not a safetensors file"):
         train(folder)
@@ -213,6 +233,133 @@ def test_resuming_refuses_other_settings_and_damaged_states(whole: Path, tmp_pat
     (folder / "config.json").write_text('{"settings": {}}')
     with pytest.raises(ValueError, match="is damaged"):
         read_run(folder)
+
+
+def test_a_flipped_byte_and_a_damaged_history_are_found(whole: Path, tmp_path: Path) -> None:
+    folder = copy_run(whole, tmp_path / "run")
+    state = folder / TRAINING_STATE
+    content = state.read_bytes()
+    for place in (-1, -5000, content.index(b"learning_rate") + 17):  # two weights and a number of the history
+        flipped = bytearray(content)
+        flipped[place] ^= 1
+        state.write_bytes(flipped)
+        with pytest.raises(ValueError, match=r"training_state\.safetensors is damaged"):
+            train(folder)
+    state.write_bytes(content)
+    arrays, metadata = read_arrays(state)
+    kept = json.loads(metadata[METADATA])
+    del kept["history"][0]["seconds"]
+    write_arrays(state, arrays, {METADATA: json.dumps(kept)})
+    with pytest.raises(ValueError, match=r"is damaged: .*seconds"):
+        train(folder)
+
+
+@pytest.mark.parametrize("output", [None, Path("run")])
+def test_runs_that_start_at_one_moment_each_have_a_folder(
+    output: Path | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run, _ = start_run(GIVEN, QUIET)
+    barrier, claimed, refused = threading.Barrier(8), {}, []
+
+    def claim(seed: int) -> None:
+        own = run._replace(settings=dataclasses.replace(run.settings, seed=seed))
+        barrier.wait()
+        try:
+            with claim_folder(output, own) as folder:
+                claimed[seed] = folder
+                barrier.wait()
+        except ValueError as error:
+            refused.append(str(error))
+            barrier.wait()
+
+    threads = [threading.Thread(target=claim, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(claimed.values())) == len(claimed) == (1 if output else 8)
+    for seed, folder in claimed.items():
+        assert read_run(folder).settings.seed == seed
+    assert len(refused) == 8 - len(claimed)
+    assert all("another process" in line or "already holds a run" in line for line in refused)
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
+    unfinished = tmp_path / ".last.safetensors.tmp"
+    unfinished.touch()
+    with lock_folder(tmp_path):
+        assert not unfinished.exists()
+        with pytest.raises(ValueError, match="another process is training the run in"), lock_folder(tmp_path):
+            pass
+    with lock_folder(tmp_path):
+        pass
+    check_free(tmp_path)
+
+
+def test_data_that_have_moved_are_known_by_their_content(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "old" / name).mkdir(parents=True)
+        for number in range(3):
+            pixels = rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "old" / name / f"{number}.png")
+    folder, new = tmp_path / "run", str(tmp_path / "new")
+    run, data = start_run({"data": str(tmp_path / "old"), "image_size": 8}, QUIET)
+    write_run(folder, run)
+    (tmp_path / "old").rename(new)
+    with pytest.raises(ValueError, match=r"there is no folder .*old: .* give --data FOLDER"):
+        resume_run(folder, {}, QUIET)
+    moved, again = resume_run(folder, {"data": new, "image_size": 8}, QUIET)
+    np.testing.assert_array_equal(again.images, data.images)
+    assert moved == read_run(folder) == run._replace(settings=dataclasses.replace(run.settings, data=new))
+    Image.new("RGB", (8, 8)).save(tmp_path / "new" / "cat" / "0.png")
+    with pytest.raises(ValueError, match="have changed since the run was started, or are others"):
+        resume_run(folder, {}, QUIET)
+
+
+def test_a_log_that_nobody_reads_stops_the_run_with_its_state(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", stdout)
+        log = ProgressLog()
+        assert not log.closed
+        log.write("the line that finds out")
+        assert log.closed
+        assert train(tmp_path / "run", log=log) is None
+    train(tmp_path / "run")
+    assert weights(tmp_path / "run") == weights(whole)
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_result(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such\nfont")
+
+    monkeypatch.setattr(loop, "draw_samples", fail)
+    folder = copy_run(whole, tmp_path / "run")
+    assert train(folder, log=ProgressLog()) is not None
+    assert "samples.png could not be drawn: no such font" in capsys.readouterr().out
+    assert (folder / "curves.png").exists()
+    assert not (folder / SAMPLES).exists()
+
+
+def test_the_steps_are_functions_without_jit_too() -> None:
+    run, data = start_run(GIVEN, QUIET)
+    optimiser = make_optimiser(run.config, run.settings, 10)
+    images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
+    train_step = make_train_step(run.config, optimiser, run.settings, run.input_spec)
+    eval_step = make_eval_step(run.config, run.input_spec)
+    with jax.disable_jit():  # where numpy's arrays reach the functions as they are
+        state = jax.eval_shape(lambda: initial_state(run.config, optimiser, 0))
+        after, loss = jax.eval_shape(lambda state: train_step(state, images, labels, data.train[:4]), state)
+        logits = jax.eval_shape(lambda state: eval_step(state.params, state.state, images, data.test[:3]), state)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert (loss.shape, logits.shape) == ((), (3, 10))
 
 
 def test_nothing_is_overwritten(whole: Path, tmp_path: Path) -> None:

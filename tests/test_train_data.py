@@ -1,6 +1,8 @@
 """What training is fed and told: images and their split, augmentation, settings, model configs; and its figures."""
 
 import dataclasses
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,13 @@ from eqx_vit.train.data import (
     channel_statistics,
     draw_batches,
     find_classes,
+    list_names,
     load_data,
     load_digits,
     load_image_folder,
     read_image,
 )
+from eqx_vit.train.inference import evaluate_run
 from eqx_vit.train.loop import train_run
 from eqx_vit.train.plots import draw_curves, draw_samples
 from eqx_vit.train.progress import ProgressLog
@@ -85,6 +89,8 @@ def photos(tmp_path: Path) -> Path:
 def test_an_image_folder_trains_and_reports_unreadable_files(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    name = "US$5_or_$6_\udcf6ff"  # neither mathematics nor UTF-8
+    (photos / "bright").rename(photos / name)
     changes = {"image_size": 16, "patch_size": 8, "dim": 8, "depth": 1, "heads": 2, "mlp_dim": 8}
     given = {"data": str(photos), "epochs": 15, "batch_size": 8, "changes": changes, "flip": True, "seed": 1}
     run, data = start_run(given, ProgressLog())
@@ -92,13 +98,15 @@ def test_an_image_folder_trains_and_reports_unreadable_files(
     assert "2 of 26 files left out" in printed
     assert "notes.txt is not an image that Pillow can read" in printed
     assert "cut.jpg is damaged" in printed
-    assert data.classes == ("bright", "dark")
+    assert data.classes == (name, "dark")
     assert run.config.num_classes == 2
     assert data.images.shape == (24, 16, 16, 3)
     write_run(tmp_path / "run", run)
     result = train_run(tmp_path / "run", run, data, QUIET, lambda: False)
     assert result is not None
     assert result.test_accuracy == 1
+    assert (tmp_path / "run" / "samples.png").exists()
+    assert "\n  US$5_or_$6_\ufffdff  100.00%" in evaluate_run(tmp_path / "run", "best", "test", None)
     (photos / "dark" / "01.png").unlink()
     with pytest.raises(ValueError, match="have changed"):
         resume_run(tmp_path / "run", {}, QUIET)
@@ -116,6 +124,135 @@ def test_folders_that_are_no_classes_are_refused(photos: Path, tmp_path: Path) -
     (photos / "empty").mkdir()
     with pytest.raises(ValueError, match=r"3 readable images or more .*: empty \(0\)"):
         load_image_folder(photos, (8, 8), 3, QUIET)
+
+
+def fill(folder: Path, *, classes: Sequence[str] = ("cat", "dog"), images: int = 4) -> None:
+    """An image folder of small grey squares, each of another shade."""
+    for label, name in enumerate(classes):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for index in range(images):
+            shade = 10 * index + 100 * label + len(folder.name)
+            Image.new("L", (4, 4), shade).save(folder / name / f"{index}.png")
+
+
+def test_hidden_files_and_folders_are_no_data(tmp_path: Path) -> None:
+    fill(tmp_path)
+    data = load_data(str(tmp_path), (4, 4), 1, QUIET)
+    for hidden in (".ipynb_checkpoints", ".thumbnails/deeper", "more/.git/objects", "more/@eaDir", "__MACOSX"):
+        fill(tmp_path / "cat" / hidden, classes=["copies"])
+    fill(tmp_path / ".cache")
+    fill(tmp_path / "__MACOSX")
+    (tmp_path / "dog" / "._0.png").write_bytes(b"resource fork")
+    after = load_data(str(tmp_path), (4, 4), 1, QUIET)
+    assert (after.fingerprint, len(after.labels), after.unreadable) == (data.fingerprint, 8, ())
+    fill(tmp_path / "cat" / "more", classes=["deep"])
+    assert len(load_data(str(tmp_path), (4, 4), 1, QUIET).labels) == 12
+
+
+def test_what_is_no_file_is_counted_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+    fill(photos)
+    fill(elsewhere)
+    (photos / "cat" / "gone.png").symlink_to("nowhere.png")
+    (photos / "cat" / "loop.png").symlink_to("loop.png")
+    (photos / "cat" / "linked").symlink_to(elsewhere)
+    (photos / "cat" / "one.png").symlink_to(elsewhere / "dog" / "0.png")  # a linked file is read
+    (photos / "bird").symlink_to("nowhere")
+    os.mkfifo(photos / "dog" / "pipe.png")
+    (photos / "dog" / "locked").mkdir()
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    data = load_data(str(photos), (4, 4), 1, ProgressLog())
+    assert len(data.labels) == 9
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "6 of 15 files left out:"
+    assert sorted(line.removeprefix(f"  {photos}/") for line in printed[1:]) == [
+        "bird is a broken link",
+        "cat/gone.png is a broken link",
+        "cat/linked is a link to a folder",
+        "cat/loop.png is a broken link",
+        "dog/locked cannot be listed: Permission denied",
+        "dog/pipe.png is not a file that can be read",
+    ]
+
+
+@pytest.mark.parametrize(
+    "names", [("train", "val", "test"), ("Training", "validation", "Testing"), ("train", "valid"), ("train", "test")]
+)
+def test_a_split_that_comes_with_the_data_is_kept(
+    names: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, (train, *held_out) = tmp_path / "photos", names
+    fill(photos / train, images=5)
+    for name in held_out:
+        fill(photos / name, images=3)
+    given = {"data": str(photos), "changes": {"image_size": 16, "patch_size": 8, "dim": 8, "depth": 1, "heads": 2}}
+    run, data = start_run(given, ProgressLog())
+    assert data.classes == run.classes == ("cat", "dog")
+    assert data.split == run.split == names
+    printed = capsys.readouterr().out
+    assert f"split as given: {', '.join(names)}" in printed
+    shades = [sorted({int(image[0, 0, 0]) % 10 for image in data.images[part]}) for part in data[3:6]]
+    counts = [np.bincount(data.labels[part]).tolist() for part in data[3:6]]
+    if len(names) == 3:
+        assert shades == [[len(name) % 10] for name in names]
+        assert counts == [[5, 5], [3, 3], [3, 3]]
+    else:
+        assert shades == [[len(train)], [len(held_out[0])], [len(held_out[0])]]
+        assert counts == [[5, 5], [1, 1], [2, 2]]
+        assert f"{held_out[0]} is shared between validation and test" in printed
+    write_run(tmp_path / "run", run)
+    again, same = resume_run(tmp_path / "run", {}, QUIET)
+    assert again == run
+    assert all(np.array_equal(old, new) for old, new in zip(data[3:6], same[3:6], strict=True))
+    # The same pictures, with one moved from training to the next folder: another split.
+    (photos / train / "dog" / "4.png").rename(photos / held_out[0] / "dog" / "-.png")
+    with pytest.raises(ValueError, match="have changed"):
+        resume_run(tmp_path / "run", {}, QUIET)
+
+
+def test_splits_that_are_none_are_refused_or_said(tmp_path: Path) -> None:
+    fill(tmp_path / "train")
+    with pytest.raises(ValueError, match=r"one class only, 'train': .* give .*/train"):
+        find_classes(tmp_path)
+    (tmp_path / "test").mkdir()  # of images without labels
+    Image.new("L", (4, 4)).save(tmp_path / "test" / "0.png")
+    fill(tmp_path / "annotations", images=0)
+    data = load_data(str(tmp_path), (4, 4), 1, QUIET)
+    assert (data.classes, data.split, len(data.labels)) == (("cat", "dog"), (), 8)
+    assert any("test has no sub-folders" in line for line in data.unreadable)
+    assert any("annotations is no part of the split" in line for line in data.unreadable)
+    (tmp_path / "val").mkdir()
+    with pytest.raises(ValueError, match="val has no sub-folders"):
+        find_classes(tmp_path)
+    fill(tmp_path / "val", classes=["cat", "cow"])
+    with pytest.raises(ValueError, match=r"val must have the classes of .*train: missing dog, unknown cow"):
+        find_classes(tmp_path)
+    (tmp_path / "val" / "cow").rename(tmp_path / "val" / "dog")
+    for index in range(1, 4):
+        (tmp_path / "val" / "cat" / f"{index}.png").unlink()
+    with pytest.raises(ValueError, match=r"val needs 2 readable images or more \(validation, test\).*: cat \(1\)"):
+        load_data(str(tmp_path), (4, 4), 1, QUIET)
+
+
+def test_train_and_test_can_be_things_to_tell_apart(tmp_path: Path) -> None:
+    fill(tmp_path, classes=["bus", "test", "train"])
+    assert find_classes(tmp_path) == ["bus", "test", "train"]
+
+
+def test_names_are_listed_within_bounds() -> None:
+    assert list_names(["US$5_or_$6", "Fr\udcf6sche", "a\nb"]) == "US$5_or_$6, Fr\ufffdsche, a\ufffdb"
+    many = list_names([f"{index:0200}" for index in range(5000)])
+    assert many.endswith(" and 4,990 more")
+    assert len(many) < 1000
 
 
 def test_images_of_every_kind_become_the_same_array(tmp_path: Path) -> None:
@@ -286,4 +423,14 @@ def test_figures_of_short_runs_and_few_images(tmp_path: Path) -> None:
     labels = np.zeros(1, dtype=np.int32)
     draw_samples(tmp_path / "samples.png", images, labels, np.array([[1.0, 0.0]]), ("yes", "no"), "one image")
     assert (tmp_path / "curves.png").stat().st_size > 1000
+    assert (tmp_path / "samples.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "name", ["US$5_or_$6_off", r"$\frac{$", "Fr\udcf6sche", "猫", "two\nlines", "\x1b[31m", "x" * 300]
+)
+def test_any_class_name_can_be_drawn(name: str, tmp_path: Path) -> None:
+    images = np.zeros((2, 4, 4, 1), dtype=np.uint8)
+    labels, probabilities = np.array([0, 1], dtype=np.int32), np.array([[0.9, 0.1], [0.6, 0.4]])
+    draw_samples(tmp_path / "samples.png", images, labels, probabilities, (name, "other"), name[:20])
     assert (tmp_path / "samples.png").stat().st_size > 1000

@@ -33,12 +33,121 @@ from eqx_vit.weights import export, load_state_dict, preprocessing, read_weights
 from eqx_vit.weights.checkpoints import find_checkpoints
 from eqx_vit.weights.convert import convert, main, weights_in
 from eqx_vit.weights.hub import fetch, url_cache
-from eqx_vit.weights.names import canonical_name, name_map
+from eqx_vit.weights.names import canonical_name, find_renames, name_map
 
 KEY = jax.random.key(0)
-MAPS = [(name, source) for name, config in TINY.items() for source in find_checkpoints(config).names]
 VIT = eqx_vit.ViTConfig(image_size=16, patch_size=4, num_classes=5, dim=8, depth=2, heads=2, mlp_dim=12)
-EXPRESSIBLE = {("patch_merger", "vit_pytorch"): {"patch_norm": True}}  # what a layout cannot do without
+
+# Configs as changes to TINY, and the layouts whose code can make such a model: all others refuse it.
+VIT_PYTORCH = {"qkv_bias": False, "patch_norm": True}
+VARIANTS: dict[str, list[tuple[dict[str, Any], str]]] = {
+    "vit": [
+        ({}, "timm official hf flax"),
+        ({"num_classes": 0}, "timm official hf flax"),
+        ({"pool": "mean"}, "timm hf flax"),
+        ({"pool": "mean", "class_token": False}, "timm flax"),
+        ({"distillation": True}, "timm official hf"),
+        ({"distillation": True, "prefix_positions": False}, ""),
+        ({"register_tokens": 2}, "timm"),
+        ({"prefix_positions": False}, "timm official"),
+        ({"prefix_positions": False, "layer_scale": 0.1}, "timm official"),
+        ({"layer_scale": 0.1}, "timm"),
+        ({"qk_norm": True}, "timm"),
+        ({"pre_norm": True}, "timm"),
+        ({"representation_size": 6}, "timm official flax"),
+        ({"qkv_bias": False}, "timm official hf"),
+        ({"dim_head": 6}, "timm"),
+    ],
+    "simple_vit": [
+        ({}, "official official_scan flax timm"),
+        ({"pool": "map"}, "official official_scan flax timm"),
+        ({"pool": "cls", "learned_positions": True}, "official official_scan flax timm"),
+        ({"representation_size": 6}, "official official_scan flax timm"),
+        ({"dim_head": 6}, "timm"),
+    ],
+    "cait": [
+        ({}, "official timm"),
+        ({"qkv_bias": False, "cls_depth": 1, "cls_mlp_dim": 12}, "official timm"),
+        ({"dim_head": 6}, ""),
+    ],
+    "crossformer": [({}, "official"), ({"cooling": True, "qkv_bias": False}, "official")],
+    "cross_vit": [
+        ({}, "official timm"),
+        ({"cross_attn_depth": 0, "qkv_bias": False}, "official timm"),
+        ({"lg_enc_dim_head": 4}, ""),
+        ({"cross_attn_dim_head": 3}, ""),
+    ],
+    "cvt": [({}, "official hf"), ({"class_token": False, "qkv_bias": False}, "official hf")],
+    "deepvit": [
+        ({}, "official"),
+        ({"re_attention_depth": 0, "convolutional_stem": False, "qkv_bias": False}, "official"),
+        ({"re_attention_depth": None, "re_attention_indices": (0,)}, "official"),
+        ({"dim_head": 6}, ""),
+    ],
+    "levit": [
+        ({}, "official timm"),
+        ({"stages": 3}, "official timm hf"),
+        ({"stages": 3, "dim_value": 6}, "official timm"),
+        ({"num_distill_classes": 5}, "official timm"),
+        ({"mlp_mult": 3}, "official"),
+        ({"mlp_mult": 3, "downsample_mlp_mult": 2}, "official timm"),
+        ({"dim_key": (4, 8)}, "official"),
+        ({"downsample_heads": (3,)}, "official"),
+    ],
+    "nest": [
+        ({}, "official flax timm"),
+        ({"qkv_bias": False}, "official flax timm"),
+        ({"multi_query": True}, "official flax"),
+        ({"pool_padding": "symmetric"}, "timm"),
+        ({"dim_head": 3}, ""),
+    ],
+    "parallel_vit": [
+        ({"layer_scale": 0.1}, "timm official"),
+        ({"num_parallel_branches": 1, "qkv_bias": False}, "timm official"),
+        ({"num_parallel_branches": 3}, "timm"),
+        ({"pool": "mean", "class_token": False}, "timm"),
+        ({"pool": "mean", "pool_norm": True}, "timm"),
+        ({"prefix_positions": True}, "timm"),
+        ({"dim_head": 6}, "timm"),
+    ],
+    "parallel_vit_hmlp": [({}, "official"), ({"prefix_positions": True}, "")],
+    "patch_merger": [
+        ({}, "timm"),
+        ({"patch_merge_norm": False}, "timm"),
+        ({"project_out": False}, ""),
+        ({"patch_norm": True}, ""),
+        (VIT_PYTORCH, "vit_pytorch"),
+        ({**VIT_PYTORCH, "patch_merge_norm": False}, ""),
+        ({**VIT_PYTORCH, "heads": 1}, ""),
+        ({**VIT_PYTORCH, "heads": 1, "project_out": False}, "vit_pytorch"),
+    ],
+    "pit": [
+        ({}, "official timm"),
+        ({"distillation": False, "qkv_bias": False}, "official timm"),
+        ({"dim_head": 3}, ""),
+    ],
+    "scalable_vit": [({}, "official"), ({"head_dim": None, "qkv_bias": False}, "official")],
+    "t2t": [
+        ({}, "official"),
+        ({"tokens_type": "transformer", "qkv_bias": True}, "official"),
+        ({"t2t_layers": ((7, 4), (3, 2))}, ""),
+        ({"random_features": 3}, ""),
+        ({"dim_head": 6}, ""),
+    ],
+    "twins_svt": [
+        ({"qkv_bias": False}, "official timm"),
+        ({"local_attention": False}, "official timm"),
+        ({"peg_kernel_size": 5}, ""),
+    ],
+    "vit_small_datasets": [
+        ({"dim_head": 5}, "official"),
+        ({"shifted_patches": False, "locality_attention": False}, "official"),
+    ],
+    "region_vit": [
+        ({}, "official"),
+        ({"tokenize_local_3_conv": False, "use_peg": False, "qkv_bias": False}, "official"),
+    ],
+}
 
 
 def filled(config: Any, seed: int = 0) -> tuple[Any, Any]:
@@ -66,14 +175,73 @@ def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
 # The maps
 
 
-@pytest.mark.parametrize(("name", "source"), MAPS)
-def test_a_state_dict_comes_back_as_it_went_in(name: str, source: str) -> None:
-    config = dataclasses.replace(TINY[name], **EXPRESSIBLE.get((name, source), {}))
+ONE_LINE = r"^[^\n]{,600}$"
+
+
+def test_every_layout_is_in_the_table() -> None:
+    table = {name: {word for _, layouts in variants for word in layouts.split()} for name, variants in VARIANTS.items()}
+    assert table == {name: set(find_checkpoints(config).names) for name, config in TINY.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "layouts"),
+    [pytest.param(name, *row, id=f"{name}-{row[0]}") for name, variants in VARIANTS.items() for row in variants],
+)
+def test_a_layout_holds_a_model_exactly_or_refuses_it(name: str, changes: dict[str, Any], layouts: str) -> None:
+    config = dataclasses.replace(TINY[name], **changes)
     model, state = filled(config)
-    there = to_state_dict(model, state, source)
-    loaded = load_state_dict(*filled(config, seed=1), there, source=source)
+    for source in find_checkpoints(config).names:
+        if source in layouts.split():
+            there = to_state_dict(model, state, source)
+            loaded = load_state_dict(*filled(config, seed=1), there, source=source)
+            assert_equal(leaves_of(*loaded), leaves_of(model, state))
+            assert_equal(to_state_dict(*loaded, source), there)
+            assert not any(name.startswith(PREFIXES) for name in there)
+            continue
+        with pytest.raises(ValueError, match=ONE_LINE):
+            to_state_dict(model, state, source)
+        with pytest.raises(ValueError, match=ONE_LINE):
+            load_state_dict(model, state, {}, source=source)
+
+
+# What wraps a model in other programs: a name of a layout that began so would lose it.
+PREFIXES = ("module.", "_orig_mod.", "model.", "state_dict.", "backbone.", "encoder.", "trunk.", "visual.", "student.")
+
+
+@pytest.mark.parametrize(
+    "prefix", [*PREFIXES, "module._orig_mod.", "module.model._orig_mod.", "visual.trunk.", "state_dict.model.net."]
+)
+@pytest.mark.parametrize("source", ["timm", "hf", "flax"])
+def test_what_stands_before_all_names_does_not_count(source: str, prefix: str) -> None:
+    model, state = filled(VIT)
+    weights = {f"{prefix}{name}": array for name, array in to_state_dict(model, state, source).items()}
+    loaded = load_state_dict(*filled(VIT, seed=1), weights, source=source)
     assert_equal(leaves_of(*loaded), leaves_of(model, state))
-    assert_equal(to_state_dict(*loaded, source), there)
+    # Patterns name the arrays with it or without.
+    bias = next(name for name in weights if name.endswith(("head.bias", "classifier.bias", "head/bias")))
+    extra = {f"{prefix}extra.x": np.zeros(1), "epoch": np.zeros(())}
+    load_state_dict(model, state, weights | extra, source=source, skip=["extra.*", "epoch"])
+    del weights[bias]
+    with pytest.raises(ValueError, match=rf"do not fit this ViT:\n  missing {bias.removeprefix(prefix)}$"):
+        load_state_dict(model, state, weights, source=source)
+
+
+def test_a_prefix_of_a_part_is_named() -> None:
+    model, state = filled(VIT)
+    weights = {f"teacher.backbone.{name}": array for name, array in to_state_dict(model, state, "timm").items()}
+    weights |= {f"decoder.{index}.weight": np.zeros(3) for index in range(1000)}
+    way = "{name.removeprefix('teacher.backbone.'): array for name, array in weights.items()}"
+    with pytest.raises(ValueError, match=r"have 'teacher\.backbone\.' before them, but not all") as error:
+        load_state_dict(model, state, weights, source="timm")
+    assert way in str(error.value)
+    assert str(error.value).endswith("more")
+    assert len(str(error.value)) < 5000
+    stripped = {name.removeprefix("teacher.backbone."): array for name, array in weights.items()}
+    load_state_dict(model, state, stripped, source="timm", skip=["decoder.*"])
+    # Names of another model: no prefix is made up.
+    with pytest.raises(ValueError, match="\n  missing cls_token") as error:
+        load_state_dict(model, state, {f"decoder.{index}.weight": np.zeros(3) for index in range(9)}, source="timm")
+    assert "before them" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -114,12 +282,12 @@ GOOGLE = {
 
 def test_older_spellings_are_known() -> None:
     for names, source in ((OLDER, "hf"), (GOOGLE, "flax")):
-        assert {name: canonical_name(VIT, source, name) for name in names} == names
-    assert canonical_name(VIT, "timm", "module.blocks.0.gamma_2") == "blocks.0.ls2.gamma"
-    assert canonical_name(TINY["cait"], "timm", "module.blocks.0.gamma_2") == "blocks.0.gamma_2"
-    assert canonical_name(TINY["pit"], "timm", "pools.1.conv.bias") == "transformers.2.pool.conv.bias"
-    assert canonical_name(TINY["cross_vit"], "timm", "cls_token.1") == "cls_token_1"
-    assert canonical_name(TINY["levit"], "timm", "stages.0.blocks.1.attn.attention_bias_idxs") is None
+        assert {name: canonical_name(find_renames(VIT, source), name) for name in names} == names
+    assert canonical_name(find_renames(VIT, "timm"), "module._orig_mod.blocks.0.gamma_2") == "blocks.0.ls2.gamma"
+    assert canonical_name(find_renames(TINY["cait"], "timm"), "module.blocks.0.gamma_2") == "blocks.0.gamma_2"
+    assert canonical_name(find_renames(TINY["pit"], "timm"), "pools.1.conv.bias") == "transformers.2.pool.conv.bias"
+    assert canonical_name(find_renames(TINY["cross_vit"], "timm"), "cls_token.1") == "cls_token_1"
+    assert canonical_name(find_renames(TINY["levit"], "timm"), "stages.0.blocks.1.attn.attention_bias_idxs") is None
 
 
 def test_one_report_names_every_problem_and_nothing_changes() -> None:
@@ -405,6 +573,76 @@ def test_other_paths_are_refused_in_words(tmp_path: Path) -> None:
             read_weights(tmp_path / name)
 
 
+def test_a_pointer_of_git_lfs_is_called_one(tmp_path: Path, small_preset: Any) -> None:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 346284714\n"
+    (tmp_path / "weights").mkdir()
+    for name in ("model.safetensors", "model.npz", "model.safetensors.index.json", "weights/model.safetensors"):
+        (tmp_path / name).write_text(pointer)
+        with pytest.raises(ValueError, match=rf"{name} is a Git LFS pointer, not the file itself: run git lfs pull"):
+            read_weights(tmp_path / name)
+    with pytest.raises(ValueError, match="run git lfs pull"):
+        eqx_vit.create(TINY_PRESET, pretrained=tmp_path / "weights", key=KEY)
+    with pytest.raises(ValueError, match="run git lfs pull"):
+        eqx_vit.load(tmp_path / "model.safetensors")
+
+
+def write_parts(folder: Path, arrays: dict[str, Any], parts: int = 3) -> dict[str, str]:
+    """A model in several files, as transformers and timm save large ones; returns the index's map."""
+    names = [f"model-{part + 1:05}-of-{parts:05}.safetensors" for part in range(parts)]
+    places = {name: names[index % parts] for index, name in enumerate(arrays)}
+    folder.mkdir(exist_ok=True)
+    for file in names:
+        write_arrays(folder / file, {name: array for name, array in arrays.items() if places[name] == file}, {})
+    write_index(folder, places)
+    return places
+
+
+def write_index(folder: Path, places: Any) -> None:
+    index = {"metadata": {"total_size": 1}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_a_folder_with_parts_is_read(tmp_path: Path, small_preset: Any) -> None:
+    model, state = filled(VIT)
+    weights = to_state_dict(model, state, "timm")
+    folder = tmp_path / "parts"
+    places = write_parts(folder, weights)
+    for path in (folder, folder / "model.safetensors.index.json"):
+        assert_equal(read_weights(path), weights)
+        loaded = eqx_vit.create(TINY_PRESET, pretrained=path, key=KEY)
+        assert_equal(leaves_of(*loaded), leaves_of(model, state))
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    (folder / "model-00003-of-00003.safetensors").unlink()
+    text = "names 3 files, of which 2 are not beside it: model-00002-of-00003.safetensors, model-00003-of"
+    with pytest.raises(FileNotFoundError, match=text):
+        read_weights(folder)
+    write_parts(folder, weights)
+    write_index(folder, {**places, "extra": "model-00001-of-00003.safetensors"})
+    with pytest.raises(ValueError, match=r"00001-of-00003.safetensors has not the arrays .* says: extra"):
+        read_weights(folder)
+    write_arrays(folder / "model.safetensors", {"whole": np.ones(1)}, {})
+    assert set(read_weights(folder)) == {"whole"}
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["../model.safetensors", "/etc/a.safetensors", "a/b.safetensors", "..\\a.safetensors", "a.bin", "", 3, None],
+)
+def test_an_index_names_files_of_its_folder_alone(tmp_path: Path, place: Any) -> None:
+    write_arrays(tmp_path / "model.safetensors", {"a": ONES}, {})
+    (tmp_path / "in").mkdir()
+    write_index(tmp_path / "in", {"a": place})
+    with pytest.raises(ValueError, match=r"is damaged, or not an index of \.safetensors files: .* is not the name of"):
+        read_weights(tmp_path / "in")
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"weight_map": []}', b"\xff{", b"[" * 100_000])
+def test_damaged_indices_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors.index.json").write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged, or not an index"):
+        read_weights(tmp_path)
+
+
 # The converter
 
 
@@ -590,6 +828,11 @@ def test_any_repository_of_timm_or_transformers(offline_cache: Path, tmp_path: P
     put_in_cache(offline_cache, "me/mine", {"model.safetensors": content, "config.json": json.dumps(config).encode()})
     loaded, after = eqx_vit.create(TINY_PRESET, pretrained="hf-hub:me/mine", key=KEY)
     assert loaded.config == mine
+    assert_equal(leaves_of(loaded, after), leaves_of(model, state))
+    write_parts(tmp_path / "parts", to_state_dict(model, state, "timm"))
+    parts = {path.name: path.read_bytes() for path in (tmp_path / "parts").iterdir()}
+    put_in_cache(offline_cache, "me/parts", parts | {"config.json": json.dumps(config).encode()})
+    loaded, after = eqx_vit.create(TINY_PRESET, pretrained="hf-hub:me/parts", key=KEY)
     assert_equal(leaves_of(loaded, after), leaves_of(model, state))
     headed, _ = eqx_vit.create(TINY_PRESET, pretrained="hf-hub:me/mine@main", key=KEY, num_classes=7)
     assert headed.config == dataclasses.replace(mine, num_classes=7)

@@ -4,6 +4,10 @@ model, state = eqx_vit.create("vit_tiny_patch16_224", key=jax.random.key(0), num
 logits, state = eqx_vit.forward(model, state, images, key)
 """
 
+import importlib as _importlib
+import typing as _typing
+from types import ModuleType as _ModuleType
+
 from jaxtyping import install_import_hook as _install_import_hook
 
 # Every argument and result of the package is checked by beartype, for every user; JAXTYPING_DISABLE=1 turns it off.
@@ -11,7 +15,7 @@ _install_import_hook("eqx_vit", "beartype.beartype")
 
 from equinox.nn import inference_mode as inference_mode
 
-from eqx_vit.create import create as create
+from eqx_vit.create import create as create, create_abstract as create_abstract
 from eqx_vit.forward import forward as forward
 from eqx_vit.functional import transform as transform
 from eqx_vit.model import (
@@ -61,3 +65,16 @@ from eqx_vit.parameters import (
 from eqx_vit.registry import MODELS as MODELS, list_models as list_models
 from eqx_vit.serialization import load as load, save as save
 from eqx_vit.surgery import replace_head as replace_head, resize as resize
+
+if _typing.TYPE_CHECKING:  # where a `__getattr__` would stand for every misspelt name
+    from eqx_vit import flax as flax, testing as testing, weights as weights
+else:
+    _ON_FIRST_USE = ("flax", "testing", "weights")  # most programs need none of them, and importing them takes time
+
+    def __getattr__(name: str) -> _ModuleType:
+        if name in _ON_FIRST_USE:
+            return _importlib.import_module(f"eqx_vit.{name}")
+        raise AttributeError(f"module 'eqx_vit' has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_ON_FIRST_USE})

@@ -9,14 +9,17 @@ from typing import Any, cast, overload
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from equinox.nn import State
 from jax.core import Tracer
 from jaxtyping import PRNGKeyArray
 
+from eqx_vit.arguments import check_arguments
 from eqx_vit.layers import check_key
 from eqx_vit.layers.config import no_type_check
 from eqx_vit.model import ImageModel, ImageModelConfig, Model
 from eqx_vit.models.source import Source
+from eqx_vit.paths import is_array
 from eqx_vit.registry import AnyConfig, AnyModel, change_config, find_architecture, find_preset
 
 Pretrained = bool | str | os.PathLike[str] | Source
@@ -30,6 +33,7 @@ def create(
 def create(
     config: ImageModelConfig[Model], *, key: PRNGKeyArray, pretrained: Pretrained = False, **changes: object
 ) -> tuple[Model, State]: ...
+@check_arguments
 @no_type_check
 def create(
     config: str | AnyConfig, *, key: PRNGKeyArray, pretrained: Pretrained = False, **changes: object
@@ -56,6 +60,25 @@ def create(
     return build(plain, key) if pretrained is False else _load_pretrained(plain, name, pretrained, changes, key)
 
 
+@overload
+def create_abstract(config: str, **changes: object) -> tuple[ImageModel, State]: ...
+@overload
+def create_abstract(config: ImageModelConfig[Model], **changes: object) -> tuple[Model, State]: ...
+@check_arguments
+@no_type_check
+def create_abstract(config: str | AnyConfig, **changes: object) -> tuple[AnyModel, State]:
+    """A model and its state as `create` makes them, with a `jax.ShapeDtypeStruct` in place of each array.
+
+    It costs neither memory nor compilation: to load weights into (`eqx_vit.weights.load_state_dict` takes it), and for
+    `eqx.filter_eval_shape`.
+
+    **Arguments:** `config`, `changes` as for `create`.
+
+    **Raises:** `ValueError` for an unknown name, field or value.
+    """
+    return make_skeleton(change_config(find_preset(config) if isinstance(config, str) else config, changes))
+
+
 def build(config: ImageModelConfig[Model], key: PRNGKeyArray) -> tuple[Model, State]:
     """The freshly initialised model of a config, and its BatchNorm state (empty for models without)."""
     model = cast(type[Model], find_architecture(config).model)
@@ -70,10 +93,16 @@ def initialise(model: type[Model], config: AnyConfig, key: PRNGKeyArray) -> tupl
     return make(config, key=key)
 
 
-@functools.lru_cache(maxsize=64)
 def make_skeleton(config: AnyConfig) -> tuple[AnyModel, State]:
     """The model and state of a config with shapes in place of arrays: nothing is compiled."""
-    return eqx.filter_eval_shape(initialise, find_architecture(config).model, config, jax.random.key(0))
+    return _make_skeleton(config, jax.dtypes.canonicalize_dtype(float))
+
+
+@functools.lru_cache(maxsize=64)
+def _make_skeleton(config: AnyConfig, _default_dtype: np.dtype) -> tuple[AnyModel, State]:
+    skeleton = eqx.filter_eval_shape(initialise, find_architecture(config).model, config, jax.random.key(0))
+    # Shape and dtype alone: what is kept must not know the mesh that was in force when it was made.
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if is_array(leaf) else leaf, skeleton)
 
 
 # Op by op, the initialisation would be hundreds of small compilations. As it runs once, XLA need not optimise it far:
@@ -100,10 +129,8 @@ def _load_pretrained(
     sizes = {field: getattr(original, field) for field in ("num_classes", "image_size", "channels") if field in changes}
     sizes |= {field: value for field, value in checkpoint.model_fields.items() if field in own}
     model_key, head_key = jax.random.split(key)
-    model, state = build(change_config(config, sizes), model_key)
-    return load_state_dict(
-        model,
-        state,
+    model, state = load_state_dict(
+        *make_skeleton(change_config(config, sizes)),
         read_weights(checkpoint.path),
         source=checkpoint.layout,
         num_classes=config.num_classes if "num_classes" in changes else None,
@@ -111,3 +138,8 @@ def _load_pretrained(
         channels=config.channels if "channels" in changes else None,
         key=head_key,
     )
+    if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves((model, state))):
+        return model, state
+    # The weights have no head for this model: it keeps the one that it was made with.
+    made = build(model.config, model_key)
+    return jax.tree.map(lambda leaf, new: new if isinstance(leaf, jax.ShapeDtypeStruct) else leaf, (model, state), made)

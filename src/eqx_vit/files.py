@@ -3,7 +3,8 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import BinaryIO, Literal
@@ -12,15 +13,22 @@ import ml_dtypes  # comes with jax
 import numpy as np
 from jaxtyping import Array
 
+from eqx_vit.layers.config import no_type_check, shorten
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a kill at any instant leaves either the old content or the new."""
-    unfinished = path.with_name(f".{path.name}.tmp")  # in the same folder: a rename works only within one device
-    with open(unfinished, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    # In the same folder, as a rename works only within one device; of its own name, as two processes may write at once.
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray | Array], metadata: dict[str, str]) -> None:
@@ -49,21 +57,39 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             for name, (dtype, shape, begin, end) in _read_entries(header, path.stat().st_size - start).items():
                 file.seek(start + begin)
                 arrays[name] = array_of_bytes(file.read(end - begin), shape, dtype)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged, or not a safetensors file: {error}") from error
+    except (ValueError, RecursionError, MemoryError) as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path} is damaged, or not a safetensors file: {reason}") from error
     return arrays, metadata
 
 
+def can_store(dtype: np.dtype) -> bool:
+    """Whether `read_arrays` reads back what `write_arrays` writes in this dtype."""
+    return dtype in _DTYPES.values()
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Whether none of its numbers is infinite or NaN."""
+    return bool(np.isfinite(array).all())
+
+
 def check_regular_file(path: Path) -> None:
-    """Raise `FileNotFoundError` for a path to nothing, `ValueError` for one to a folder, a pipe or a device."""
+    """Raise `FileNotFoundError` for a path to nothing, `ValueError` for one to a folder, a pipe, a device.
+
+    `ValueError` too for what Git has in place of a large file until it is fetched.
+    """
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not a file")
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
     if not path.is_file():
         raise ValueError(f"{path} is not a regular file")
+    with open(path, "rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise ValueError(f"{path} is a Git LFS pointer, not the file itself: run git lfs pull in its repository")
 
 
+@no_type_check
 def array_of_bytes(
     content: bytes, shape: tuple[int, ...], dtype: np.dtype, order: Literal["C", "F"] = "C"
 ) -> np.ndarray:
@@ -76,7 +102,9 @@ def array_of_bytes(
     return np.ndarray(shape, dtype, buffer=content, order=order)
 
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _LONGEST_HEADER = 16 * 2**20  # of the largest released models it is below one megabyte
+_LONGEST_NAME, _MOST_AXES = 500, 32
 _DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -105,9 +133,18 @@ def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, object], dict[str
     metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
     if not isinstance(metadata, dict):
         raise ValueError("its header is not a table of arrays")
+    check_names(header)
     return header, {str(name): str(text) for name, text in metadata.items()}, 8 + length
 
 
+def check_names(names: Iterable[str]) -> None:
+    """Raise `ValueError` for a name of an array that no model has: longer, or one that a message could not show."""
+    for name in names:
+        if len(name) > _LONGEST_NAME or not name.isprintable():
+            raise ValueError(f"{name[:100]!a} is not the name of an array")
+
+
+@no_type_check
 def _refuse_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(dict(pairs)) != len(pairs):
         raise ValueError("its header names something twice")
@@ -127,15 +164,16 @@ def _read_entries(header: dict[str, object], size: int) -> dict[str, tuple[np.dt
     return entries
 
 
+@no_type_check
 def _read_entry(name: str, fields: object) -> tuple[np.dtype, tuple[int, ...], int, int]:
     match fields:
         case {"dtype": str(kind), "shape": list(shape), "data_offsets": [begin, end]} if kind in _DTYPES:
             numbers = [*shape, begin, end]
-            if all(type(number) is int and 0 <= number < 2**63 for number in numbers):
+            if len(shape) <= _MOST_AXES and all(type(number) is int and 0 <= number < 2**63 for number in numbers):
                 if math.prod(shape) * _DTYPES[kind].itemsize == end - begin:
                     return _DTYPES[kind], tuple(shape), begin, end
                 raise ValueError(f"the array {name!r} of shape {shape} in {kind} cannot take {end - begin} bytes")
-    raise ValueError(f"the array {name!r} has the impossible description {str(fields)[:200]}")
+    raise ValueError(f"the array {name!r} has the impossible description {shorten(fields)}")
 
 
 def _safetensors() -> ModuleType:

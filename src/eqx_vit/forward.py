@@ -1,14 +1,17 @@
 """A batch of images through a model: the only place that distinguishes models with BatchNorm from those without."""
 
+from typing import cast
+
 import equinox as eqx
 import jax
 import numpy as np
 from equinox.nn import State
-from jaxtyping import Array, Float, PRNGKeyArray
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from eqx_vit.layers import BATCH_AXIS, check_key
 from eqx_vit.layers.config import no_type_check
-from eqx_vit.paths import batch_norms
+from eqx_vit.model import ImageModel, check_state
 from eqx_vit.registry import AnyModel
 
 Images = Float[Array, "batch height width channels"] | Float[np.ndarray, "batch height width channels"]
@@ -20,41 +23,58 @@ def forward(
 ) -> tuple[Float[Array, "batch classes"], State]:
     """A batch of images to logits, and the state after it: for models with and without BatchNorm alike.
 
+    The batch, and the model, may be sharded over a mesh, of Auto or of Explicit axes: the logits are sharded as the
+    batch is, the state is replicated.
+
     **Arguments:** `state` as `create` returned it; `images` of (batch, height, width, channels); `key` for active
     dropout, split over the images.
 
     **Raises:** `ValueError` for images that do not fit the config, a missing key, or a stateful model without the
     state that `create` returned beside it.
     """
+    if not isinstance(model, ImageModel):
+        raise ValueError(
+            f"forward takes a model, its state and images, given a {type(model).__name__} as the model: "
+            "logits, state = eqx_vit.forward(model, state, images, key)"
+        )
     if not isinstance(images, jax.Array | np.ndarray) or images.ndim != 4 or images.shape[0] == 0:
         given = f"shape {images.shape}" if isinstance(images, jax.Array | np.ndarray) else f"a {type(images).__name__}"
         raise ValueError(
             f"forward takes an array of (batch, height, width, channels), given {given}: one image is a batch of one, "
             "image[None]"
         )
-    keys = None if key is None else jax.random.split(check_key(key), images.shape[0])
+    if key is not None:
+        check_key(key)
+    if state is not None or isinstance(model, eqx.nn.StatefulLayer):
+        check_state(model, state)
+    mesh = _find_explicit_mesh((model, state, images, key))
+    if mesh is None:
+        return _forward(model, state, images, key)
+    # Explicit axes want each operation to say its sharding: inside, the compiler chooses it, as it does with Auto axes.
+    arrays, static = eqx.partition((model, state, images, key), eqx.is_array)
+    shardings = [NamedSharding(mesh, PartitionSpec(*axes)) for axes in (jax.typeof(images).sharding.spec[:1], ())]
+    forward_arrays = jax.sharding.auto_axes(
+        lambda *arrays: _forward(*eqx.combine(arrays, static)), axes=mesh.explicit_axes, out_sharding=tuple(shardings)
+    )
+    return cast(tuple[Array, State], forward_arrays(*arrays))
+
+
+def _find_explicit_mesh(tree: PyTree) -> AbstractMesh | None:
+    """The mesh with Explicit axes over which arrays of the tree are sharded."""
+    meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_array))]
+    return next((mesh for mesh in meshes if mesh.explicit_axes), None)
+
+
+@no_type_check
+def _forward(
+    model: AnyModel, state: State, images: Images, key: PRNGKeyArray | None
+) -> tuple[Float[Array, "batch classes"], State]:
+    keys = None if key is None else jax.random.split(key, images.shape[0])
     if not isinstance(model, eqx.nn.StatefulLayer):
         return jax.vmap(lambda image, key: model(image, key=key))(images, keys), state
-    if not _state_matches(state, model):
-        raise ValueError(
-            f"{type(model).__name__} has BatchNorm, and is made and called with its state: "
-            "model, state = eqx_vit.create(config, key=key)"
-        )
     return jax.vmap(
         lambda state, image, key: model(image, state, key=key),
         in_axes=(None, 0, 0),
         out_axes=(0, None),
         axis_name=BATCH_AXIS,
     )(state, images, keys)
-
-
-def _state_matches(state: object, model: AnyModel) -> bool:
-    """Whether the state is the one that `create` made beside the model: neither holds the other's part."""
-    norms = [norm for _, norm in batch_norms(model)]
-    if not isinstance(state, State) or any(jax.tree.leaves(norm.statistics) for norm in norms):
-        return False
-    try:
-        state.substate(model)
-    except KeyError:
-        return False
-    return True

@@ -14,7 +14,7 @@ from equinox.nn import State
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from typing_extensions import TypeVar
 
-from eqx_vit.layers import NO_KEY_HINT, dropout_active, split_or_none
+from eqx_vit.layers import NO_KEY_HINT, BatchNorm, Dropout, DropPath, check_key, dropout_active, split_or_none
 from eqx_vit.layers.config import (
     Size,
     check,
@@ -22,10 +22,13 @@ from eqx_vit.layers.config import (
     check_fields,
     check_multiple,
     check_rates,
+    check_sizes,
     mentions,
     no_type_check,
     pair,
+    shorten,
 )
+from eqx_vit.paths import batch_norms
 
 Image: TypeAlias = Float[Array, "height width channels"] | Float[np.ndarray, "height width channels"]
 Logits: TypeAlias = Float[Array, " classes"]
@@ -40,10 +43,11 @@ class ImageModelConfig(Generic[Model]):
     """What every configuration has. Plain data: it survives `json.dumps(dataclasses.asdict(config))`.
 
     A subclass adds its fields and, in `check`, its own rules. Checked here: each field's type; whole numbers at least 1
-    (0 for those of `MAY_BE_ZERO`); rates, the floats called `*drop*`, in [0, 1).
+    (0 for those of `MAY_BE_ZERO`); other numbers not negative; rates, the floats called `*drop*`, in [0, 1).
     """
 
     MAY_BE_ZERO: ClassVar[tuple[str, ...]] = ()
+    COUNTS: ClassVar[tuple[str, ...]] = ()  # the fields that count parts which are made one by one
 
     num_classes: int  # 0: no head, the features that it would read come out
     channels: int = 3
@@ -54,6 +58,9 @@ class ImageModelConfig(Generic[Model]):
             if mentions(field.type, int):
                 least = 0 if field.name in ("num_classes", *self.MAY_BE_ZERO) else 1
                 check_at_least(self, least, field.name)
+            elif mentions(field.type, float):
+                check_at_least(self, 0, field.name)
+        check_sizes(self, self.COUNTS)
         check_rates(self, *self.rates())
         self.check()
 
@@ -252,7 +259,7 @@ class StatefulImageModel(ImageModel[Config, Features], eqx.nn.StatefulLayer):
     @no_type_check
     def __call__(self, image, state=None, *, key=None):
         image, embed_key, encode_key = prepare(self, image, key)
-        x, state = self.embed(image, _require_state(self, state), key=embed_key)
+        x, state = self.embed(image, check_state(self, state), key=embed_key)
         features, state = self.encode(x, state, key=encode_key)
         return self.classify(features, state)
 
@@ -261,7 +268,7 @@ class StatefulImageModel(ImageModel[Config, Features], eqx.nn.StatefulLayer):
     @no_type_check
     def features(self, image, state=None, *, key=None):
         image, embed_key, encode_key = prepare(self, image, key)
-        x, state = self.embed(image, _require_state(self, state), key=embed_key)
+        x, state = self.embed(image, check_state(self, state), key=embed_key)
         return self.encode(x, state, key=encode_key)
 
     @typing.final
@@ -269,7 +276,7 @@ class StatefulImageModel(ImageModel[Config, Features], eqx.nn.StatefulLayer):
     @no_type_check
     def logits_pair(self, image, state=None, *, key=None):
         image, embed_key, encode_key = prepare(self, image, key)
-        x, state = self.embed(image, _require_state(self, state), key=embed_key)
+        x, state = self.embed(image, check_state(self, state), key=embed_key)
         features, state = self.encode(x, state, key=encode_key)
         return self.classify_pair(features, state)
 
@@ -293,22 +300,54 @@ def prepare(
     """
     name = type(model).__name__
     array = check_image(image, model.config, name)
+    check_modes(model)
     active = dropout_active(model)
-    if active and key is None:
+    if key is not None:
+        check_key(key)
+    elif active:
         raise ValueError(f"{name} has active dropout and got no key: {NO_KEY_HINT}")
     embed_key, encode_key = split_or_none(key if active else None)
     return array.astype(parameter_dtype(model)), embed_key, encode_key
 
 
+def check_modes(model: PyTree) -> None:
+    """Raise `ValueError` where a layer's `inference` is an array: which branch is computed is chosen when tracing."""
+    for node in jax.tree.leaves(model, is_leaf=_has_mode):
+        if _has_mode(node) and not isinstance(node.inference, bool):
+            raise ValueError(
+                f"{type(node).__name__}.inference is an array: jax.jit, jax.lax.scan, jax.device_put or a jax.tree.map "
+                "was given all leaves of the model; use eqx.filter_jit, or hand over the arrays alone: "
+                "arrays, static = eqx.partition(model, eqx.is_array), and eqx.combine(arrays, static) inside"
+            )
+
+
+def _has_mode(node: object) -> bool:
+    return isinstance(node, Dropout | DropPath | BatchNorm)
+
+
 def parameter_dtype(model: PyTree) -> np.dtype:
-    """The dtype of a model's first floating-point array: the dtype it computes in."""
-    return jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))[0].dtype
+    """The dtype of a model's first floating-point array: the dtype it computes in.
+
+    **Raises:** `ValueError` for a model without one.
+    """
+    arrays = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
+    if not arrays:
+        raise ValueError(
+            f"this {type(model).__name__} has no floating-point parameters to compute with: those of "
+            "eqx_vit.create_abstract are shapes, to load weights into, and integers are no parameters"
+        )
+    return arrays[0].dtype
 
 
 @no_type_check
 def check_image(image: object, config: ImageModelConfig[Any], name: str) -> Float[Array, "height width channels"]:
     """The image as a JAX array, or the `ValueError` that says what does not fit and what would."""
     expected = f"{name} takes one float image of (height, width, {config.channels})"
+    if isinstance(image, eqx.Module):
+        raise ValueError(
+            f"{expected}, given a {type(image).__name__}: optax calls a mask or labels that can be called, as a model "
+            "can; pass it a function, lambda _: labels"
+        )
     if not isinstance(image, jax.Array | np.ndarray):
         raise ValueError(f"{expected}, given a {type(image).__name__}: convert it with jnp.asarray")
     hint = _rank_or_channels_hint(image.shape, config.channels)
@@ -337,11 +376,26 @@ def _rank_or_channels_hint(shape: tuple[int, ...], channels: int) -> str | None:
     return f"it has {len(shape)} axes"
 
 
-def _require_state(model: ImageModel[Any, Any], state: State | None) -> State:
-    if state is None:
+@no_type_check
+def check_state(model: ImageModel[Any, Any], state: object) -> State:
+    """The state, or the `ValueError` for one that was not made with the model: neither holds the other's part."""
+    name = type(model).__name__
+    if not isinstance(state, State):
+        has = "has BatchNorm, and " if isinstance(model, eqx.nn.StatefulLayer) else ""
         raise ValueError(
-            f"{type(model).__name__} has BatchNorm, and is called with the state that eqx_vit.create returned beside "
-            "it: logits, state = model(image, state), or eqx_vit.forward(model, state, images) for a batch"
+            f"{name} {has}is called with the state that eqx_vit.create returned beside it, given {shorten(state)}: "
+            "logits, state = model(image, state), or eqx_vit.forward(model, state, images) for a batch"
+        )
+    norms = [norm for _, norm in batch_norms(model)]
+    try:
+        state.substate(model)
+        made_together = not any(jax.tree.leaves(norm.statistics) for norm in norms)
+    except KeyError:
+        made_together = False
+    if not made_together:
+        raise ValueError(
+            f"{name} has BatchNorm, and the state given is not that of this model: both are made by "
+            "model, state = eqx_vit.create(config, key=key)"
         )
     return state
 

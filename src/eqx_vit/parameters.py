@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from eqx_vit.layers import Buffer, Conv, Linear
-from eqx_vit.layers.config import no_type_check
+from eqx_vit.layers.config import no_type_check, shorten
 from eqx_vit.paths import is_array
 
 Tree = TypeVar("Tree")
@@ -55,8 +55,12 @@ def cast(model: Tree, dtype: DTypeLike) -> Tree:
 
     **Raises:** `ValueError` for a dtype that is not floating-point.
     """
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"cast takes a floating-point dtype such as jnp.bfloat16, given {dtype!r}")
+    try:
+        floating = not is_array(dtype) and jnp.issubdtype(dtype, jnp.floating)
+    except (TypeError, ValueError):
+        floating = False
+    if not floating:
+        raise ValueError(f"cast takes a floating-point dtype such as jnp.bfloat16, given {shorten(dtype)}")
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf, model)
 
 

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 
 import equinox as eqx
 import jax
+import numpy as np
 from jaxtyping import Array, PyTree
 
-from eqx_vit.layers import BatchNorm
+from eqx_vit.layers.batch_norm import BatchNorm, set_statistics
 
-Leaf = Array | jax.ShapeDtypeStruct  # an array, or the shape that stands for one under `eqx.filter_eval_shape`
+# An array, of JAX or (after `jax.device_get`) of NumPy, or the shape that stands for one under `eqx.filter_eval_shape`.
+Leaf = Array | np.ndarray | jax.ShapeDtypeStruct
 
 
 def is_array(leaf: object) -> bool:
@@ -59,7 +61,7 @@ def with_named_statistics(model: PyTree, state: eqx.nn.State, statistics: Mappin
     merged = {**named_statistics(model, state), **statistics}
     state = state.substate(model)  # a copy: State invalidates what it is updated from
     for name, norm in batch_norms(model):
-        state = state.set(norm.statistics, (merged[f"{name}.running_mean"], merged[f"{name}.running_var"]))
+        state = set_statistics(state, norm, merged[f"{name}.running_mean"], merged[f"{name}.running_var"])
     return state
 
 

@@ -3,11 +3,17 @@
 import dataclasses
 import difflib
 import fnmatch
+import functools
 import importlib
-from collections.abc import Iterable, Mapping
+import math
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+from eqx_vit.arguments import check_arguments
+from eqx_vit.layers.config import no_type_check, shorten
 from eqx_vit.model import ImageModel, ImageModelConfig
 from eqx_vit.models.source import Source
 
@@ -70,9 +76,10 @@ def find_architecture(config: object) -> Architecture:
         if type(config) is row.config:
             return row
     known = ", ".join(row.config.__name__ for row in MODELS.values())
-    raise ValueError(f"{config!r} is not a config of this library: use one of {known}")
+    raise ValueError(f"{shorten(config)} is not a config of this library: use one of {known}")
 
 
+@check_arguments
 def list_models(pattern: str = "*") -> list[str]:
     """The names of the presets that match a shell pattern such as `"cait*"`."""
     return [name for row in MODELS.values() for name in row.presets if fnmatch.fnmatchcase(name, pattern)]
@@ -86,9 +93,106 @@ def find_preset(name: str) -> AnyConfig:
     for row in MODELS.values():
         if name in row.presets:
             return row.presets[name]
-    near = difflib.get_close_matches(name, list_models(), n=3)
+    near = _find_near_presets(name[:_LONGEST_NAME])
     hint = f"did you mean {', '.join(near)}?" if near else "eqx_vit.list_models() names them all"
-    raise ValueError(f"there is no preset {name!r}: {hint}")
+    raise ValueError(f"there is no preset {shorten(name)}: {hint}")
+
+
+_LONGEST_NAME = 80
+# What official codes call sizes and families, in the presets' words.
+_WORDS = {
+    "t": "tiny",
+    "ti": "tiny",
+    "s": "small",
+    "m": "medium",
+    "b": "base",
+    "l": "large",
+    "h": "huge",
+    "g": "giant",
+    "gvt": "svt",
+}
+# Names of official codes that do not say which preset they are.
+_OFFICIAL_NAMES = {
+    "cait_XXS24": "cait_xxs24_384",
+    "cait_XXS36": "cait_xxs36_384",
+    "cait_S24": "cait_s24_384",
+    "nest_tiny_s196_224": "nest_tiny_jx",
+    "nest_small_s196_224": "nest_small_jx",
+    "nest_base_s196_224": "nest_base_jx",
+    "deit_small_patch16_LS": "deit3_small_patch16_224",
+    "deit_medium_patch16_LS": "deit3_medium_patch16_224",
+    "deit_base_patch16_LS": "deit3_base_patch16_224",
+    "deit_large_patch16_LS": "deit3_large_patch16_224",
+    "deit_huge_patch14_LS": "deit3_huge_patch14_224",
+}
+
+
+def _find_near_presets(name: str) -> list[str]:
+    """Up to three presets that a name may mean, the likeliest first: case, separators and order do not count."""
+    presets = {preset: _words(preset) for preset in list_models()}
+    counts = Counter(word for words in presets.values() for word in set(words))
+    # A word says the more, the fewer presets have it; numbers are often another size of the same model.
+    weights = {word: math.log((len(presets) + 1) / n) / (2 if word.isdigit() else 1) for word, n in counts.items()}
+    words = _regroup(_words(name), weights)
+    scores = {preset: _score(words, own, weights) for preset, own in presets.items()}
+    scores |= {preset: 1.0 for official, preset in _OFFICIAL_NAMES.items() if words == _words(official)}
+    near = [preset for preset, score in scores.items() if score > 0.3]
+    return sorted(near, key=lambda preset: -scores[preset])[:3]
+
+
+@no_type_check
+def _words(name: str) -> list[str]:
+    """The words and numbers of a name, without the tag of a checkpoint or the ending of a file."""
+    plain = re.sub(r"\.[a-z]\w*$", "", name.lower()).replace("++", " pp ")
+    words: list[str] = re.findall(r"[a-z]+|[0-9]+", plain)
+    return [_WORDS.get(word, word) for word in words]
+
+
+@no_type_check
+def _regroup(words: Iterable[str], known: Collection[str]) -> list[str]:
+    """The words with those that are not known joined or split into known ones: `cross vit`, `simplevit`."""
+    result: list[str] = []
+    for word in words:
+        if result and result[-1] not in known and result[-1] + word in known:
+            result[-1] += word
+        elif word in known:
+            result.append(word)
+        else:
+            halves = ([*_words(word[:end]), *_words(word[end:])] for end in range(1, len(word)))
+            result += next((pair for pair in halves if all(half in known for half in pair)), [word])
+    return result
+
+
+@no_type_check
+def _score(words: Iterable[str], preset: Iterable[str], weights: Mapping[str, float]) -> float:
+    """How much of a name and of a preset's name is the same, from 0 to 1; what the name lacks counts little."""
+    most = max(weights.values())
+    given, own = sum(weights.get(word, most) for word in words), sum(weights[word] for word in preset)
+    left, unsure, same = Counter(preset), [], 0.0
+    for word in words:
+        if left[word]:
+            left[word] -= 1
+            same += weights[word]
+        else:
+            unsure.append(word)
+    for word in unsure:
+        likeness = {other: _likeness(word, other) * weights[other] for other in left.elements()}
+        nearest = max(likeness, key=lambda other: likeness[other], default="")
+        if likeness.get(nearest):
+            left[nearest] -= 1
+            same += likeness[nearest]
+    return same / (0.8 * given + 0.2 * own) if given else 0.0
+
+
+@functools.lru_cache
+@no_type_check
+def _likeness(word: str, other: str) -> float:
+    """How much a word may be a misspelt other, or a size of images mean the nearest; 0 for words that differ."""
+    if word.isdigit() and other.isdigit():
+        small, large = sorted((int(word), int(other)))
+        return 0.0 if small < 100 else (small / large) ** 2 / 2
+    ratio = difflib.SequenceMatcher(None, word, other).ratio()
+    return ratio if ratio >= 0.8 else 0.0
 
 
 def change_config(config: Config, changes: Mapping[str, object]) -> Config:
@@ -109,7 +213,9 @@ def check_field_names(config: type[AnyConfig], given: Iterable[str]) -> None:
     if unknown:
         near = difflib.get_close_matches(unknown[0], names, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"{config.__name__} has no field {unknown[0]!r}: {hint}its fields are {', '.join(names)}")
+        raise ValueError(
+            f"{config.__name__} has no field {shorten(unknown[0])}: {hint}its fields are {', '.join(names)}"
+        )
 
 
 def config_to_json(config: AnyConfig) -> dict[str, Any]:
@@ -128,9 +234,9 @@ def config_from_json(plain: object) -> AnyConfig:
     **Raises:** `ValueError` for an unknown architecture, field or value.
     """
     match plain:
-        case {"architecture": name, "config": dict(fields)}:
+        case {"architecture": str(name), "config": dict(fields)}:
             if name not in MODELS:
-                raise ValueError(f"there is no architecture {name!r}: use one of {', '.join(MODELS)}")
+                raise ValueError(f"there is no architecture {shorten(name)}: use one of {', '.join(MODELS)}")
             return make_config(name, fields)
     raise ValueError('expected {"architecture": ..., "config": {...}}')
 

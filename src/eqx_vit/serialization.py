@@ -5,19 +5,23 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from equinox.nn import State
+from jax.core import Tracer
 
 from eqx_vit.create import make_skeleton
-from eqx_vit.files import read_arrays, write_arrays
+from eqx_vit.files import can_store, is_finite, read_arrays, write_arrays
+from eqx_vit.layers.config import list_some, no_type_check
 from eqx_vit.paths import Leaf, named_leaves, named_statistics, with_named_leaves, with_named_statistics
 from eqx_vit.registry import AnyModel, config_from_json, config_to_json
-from eqx_vit.surgery import find_exchanged_arrays
+from eqx_vit.surgery import check_model, find_ensemble_size, find_exchanged_arrays
 
 METADATA = "eqx_vit.model"  # one entry alone: safetensors writes several in any order, and equal models are equal files
 
 
+@no_type_check
 def save(path: str | os.PathLike[str], model: AnyModel, state: State) -> None:
     """Write a model and its state as one safetensors file, which `load` reads back without anything else.
 
@@ -28,49 +32,87 @@ def save(path: str | os.PathLike[str], model: AnyModel, state: State) -> None:
     **Arguments:** `model, state` as `create` returned them or training left them.
 
     **Raises:** `ValueError` for a model that is not of this library, or that `load` could not make from its config,
-    since a part with other arrays was put into it; `ImportError` where safetensors is missing.
+    since a part with other arrays was put into it, or arrays of a dtype that no model has; `ImportError` where
+    safetensors is missing.
     """
+    _check_path("save", path)
+    check_model("save", model)
+    if not isinstance(state, State):
+        raise ValueError(
+            f"save takes the state that eqx_vit.create returned beside the model, given a {type(state).__name__}"
+        )
     metadata = {METADATA: json.dumps(config_to_json(model.config))}
+    size = find_ensemble_size(model)
+    if size is not None:
+        raise ValueError(
+            f"save takes one model, and this is an ensemble of {size} {type(model).__name__}: save each of them, "
+            "eqx_vit.save(path, *jax.tree.map(lambda leaf: leaf[i] if eqx.is_array(leaf) else leaf, (models, states)))"
+        )
     exchanged = find_exchanged_arrays(model, state)
+    arrays = {} if exchanged else named_leaves(model) | named_statistics(model, state)
+    exchanged += [f"{name} (dtype {array.dtype})" for name, array in arrays.items() if not can_store(array.dtype)]
     if exchanged:
         raise ValueError(
             f"this {type(model).__name__} has parts that its config does not make, and eqx_vit.load could not restore "
-            f"these arrays: {', '.join(exchanged)}; use eqx.tree_serialise_leaves(path, (model, state)) instead"
+            f"these arrays: {list_some(exchanged)}; use eqx.tree_serialise_leaves(path, (model, state)), and "
+            "eqx.tree_deserialise_leaves with a model that is changed in the same way"
         )
-    arrays = named_leaves(model) | named_statistics(model, state)
+    if any(isinstance(array, jax.ShapeDtypeStruct | Tracer) for array in arrays.values()):
+        raise ValueError("save takes arrays with values: call it outside of jax.jit and eqx.filter_eval_shape")
     write_arrays(Path(path), {name: np.asarray(array) for name, array in arrays.items()}, metadata)
 
 
-def load(path: str | os.PathLike[str]) -> tuple[AnyModel, State]:
+@no_type_check
+def load(path: str | os.PathLike[str], *, allow_nonfinite: bool = False) -> tuple[AnyModel, State]:
     """The model, in training mode, and the state that `save` wrote; each array in the dtype that it was saved in.
 
-    **Raises:** `ValueError` for a damaged file, one that `save` did not write, and arrays that do not fit the config
-    (with every missing, unexpected or mis-shaped name); `FileNotFoundError`.
+    **Arguments:** `allow_nonfinite` takes weights that are infinite or NaN, as training that diverged leaves them.
+
+    **Raises:** `ValueError` for a damaged file, one that `save` did not write, arrays that do not fit the config (with
+    the missing, unexpected and mis-shaped names), and weights that are not finite; `FileNotFoundError`.
     """
+    _check_path("load", path)
     arrays, metadata = read_arrays(Path(path))
     if METADATA not in metadata:
         raise ValueError(
             f"{path} was not written by eqx_vit.save: released weights load with eqx_vit.weights.load_state_dict"
         )
-    try:
-        config = config_from_json(json.loads(metadata[METADATA]))
-    except ValueError as error:
-        raise ValueError(f"the config inside {path} is not understood: {error}") from error
-    model, state = make_skeleton(config)
+    model, state = _read_skeleton(path, metadata[METADATA])
     own, statistics = named_leaves(model), named_statistics(model, state)
     problems = _find_mismatches(own | statistics, arrays)
     if problems:
-        raise ValueError(f"{path} does not fit its own config: " + "; ".join(problems))
+        raise ValueError(f"{path} does not fit its own config: {problems}")
+    infinite = [] if allow_nonfinite else [name for name, array in arrays.items() if not is_finite(array)]
+    if infinite:
+        raise ValueError(
+            f"{path} has infinite or NaN weights: {list_some(infinite)}; allow_nonfinite=True loads them all the same"
+        )
     model = with_named_leaves(model, {name: jnp.asarray(arrays[name]) for name in own})
     return model, with_named_statistics(model, state, {name: jnp.asarray(arrays[name]) for name in statistics})
 
 
-def _find_mismatches(expected: Mapping[str, Leaf], given: Mapping[str, np.ndarray]) -> list[str]:
-    problems = [f"missing {name}" for name in expected if name not in given]
-    problems += [f"unexpected {name}" for name in given if name not in expected]
-    for name, array in given.items():
-        if name in expected and array.shape != expected[name].shape:
-            problems.append(f"{name} has shape {array.shape}, not {expected[name].shape}")
-        elif name in expected and not jnp.issubdtype(array.dtype, jnp.floating):
-            problems.append(f"{name} has dtype {array.dtype}, which is not a floating-point type")
-    return problems
+def _read_skeleton(path: str | os.PathLike[str], text: str) -> tuple[AnyModel, State]:
+    """The model of the config that a file has, with shapes in place of arrays: nothing has its size yet."""
+    try:
+        return make_skeleton(config_from_json(json.loads(text)))
+    except Exception as error:  # sizes that a config allows one by one may be impossible together, deep inside JAX
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"the config inside {path} is not understood: {reason[:500]}") from error
+
+
+def _find_mismatches(expected: Mapping[str, Leaf], given: Mapping[str, np.ndarray]) -> str:
+    """In words, how the arrays of a file differ from those of its config: nothing where they do not."""
+    missing = [f"missing {name}" for name in expected if name not in given]
+    unexpected = [f"unexpected {name}" for name in given if name not in expected]
+    wrong = []
+    for name, leaf in expected.items():
+        if name in given and given[name].shape != leaf.shape:
+            wrong.append(f"{name} has shape {given[name].shape}, not {leaf.shape}")
+        elif name in given and not jnp.issubdtype(given[name].dtype, jnp.floating):
+            wrong.append(f"{name} has dtype {given[name].dtype}, which is not a floating-point type")
+    return "; ".join(list_some(problems, "; ") for problems in (missing, unexpected, wrong) if problems)
+
+
+def _check_path(function: str, path: object) -> None:
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"{function} takes the path of a file first, given a {type(path).__name__}")

@@ -1,19 +1,20 @@
 """Changing a model that exists: its head, its image size. Parts that a user has exchanged stay as they are."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from equinox.nn import State, StateIndex
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from eqx_vit.create import initialise, make_skeleton
 from eqx_vit.layers import BatchNorm, Dropout, DropPath, check_key
-from eqx_vit.layers.config import Size, no_type_check
-from eqx_vit.model import replace_fields
+from eqx_vit.layers.config import Size, list_some, no_type_check, shorten
+from eqx_vit.model import ImageModel, replace_fields
 from eqx_vit.parameters import cast, trainable
-from eqx_vit.paths import named_leaves, named_statistics, path_name
+from eqx_vit.paths import Leaf, named_leaves, named_statistics, path_name
 from eqx_vit.registry import AnyConfig, AnyModel, change_config
 
 Model = TypeVar("Model", bound=AnyModel)
@@ -27,8 +28,9 @@ def replace_head(model: Model, num_classes: int, *, key: PRNGKeyArray) -> Model:
     A BatchNorm in the head keeps its place in the state. (A model that was created without a head has no such place: if
     its head needs one, create it anew.)
 
-    **Raises:** `ValueError` for an impossible number of classes.
+    **Raises:** `ValueError` for an impossible number of classes, and for an ensemble.
     """
+    _check_single(model, "replace_head", "lambda model, key: eqx_vit.replace_head(model, ..., key=key))(models, keys")
     config = change_config(model.config, {"num_classes": num_classes})
     heads = _make_heads(type(model), config, check_key(key))
     old = jax.tree_util.tree_leaves_with_path(_heads_of(model), is_leaf=_is_state_index)
@@ -37,7 +39,8 @@ def replace_head(model: Model, num_classes: int, *, key: PRNGKeyArray) -> Model:
         lambda path, node: places.get(path_name(path), node), heads, is_leaf=_is_state_index
     )
     # The head is as the rest of the model: of its dtype, and in inference mode where that is.
-    heads = cast(heads, jax.tree.leaves(trainable(model))[0].dtype)
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(trainable(model)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    heads = cast(heads, dtypes[0]) if dtypes else heads
     modes = [node for node in jax.tree.leaves(model, is_leaf=_has_mode) if _has_mode(node)]
     heads = eqx.nn.inference_mode(heads, bool(modes) and all(node.inference for node in modes))
     return replace_fields(model, config=config, **heads)
@@ -66,13 +69,23 @@ def resize(model: Model, image_size: Size) -> Model:
 
     Models that take any size come back as they are.
 
-    **Raises:** `ValueError` for a size that the config refuses, and for models whose tables have no official rule.
+    **Raises:** `ValueError` for a size that the config refuses, for models whose tables have no official rule, for a
+    table that is not the original's any more, and for an ensemble.
     """
+    _check_single(model, "resize", "lambda model: eqx_vit.resize(model, ...))(models")
     sides = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ValueError(f"image_size must be a number of pixels or (height, width), given {image_size!r}")
-    height, width = sides
-    return rebuild(model, *model.resize_spec(image_size if isinstance(image_size, int) else (height, width)))
+        raise ValueError(f"image_size must be a number of pixels or (height, width), given {shorten(image_size)}")
+    size = image_size if isinstance(image_size, int) else (sides[0], sides[1])
+    stock, _ = make_skeleton(model.config)
+    _, tables = eqx.filter_eval_shape(lambda stock: stock.resize_spec(size), stock)
+    exchanged = _find_differences(named_leaves(stock), named_leaves(model), tables)
+    if exchanged:
+        raise ValueError(
+            f"this {type(model).__name__} cannot be resized: it has not the position tables that its config makes, but "
+            f"{list_some(exchanged)}; resize the original model, and exchange its parts afterwards"
+        )
+    return rebuild(model, *model.resize_spec(size))
 
 
 def rebuild(model: Model, config: AnyConfig, changed: Mapping[str, Array]) -> Model:
@@ -84,6 +97,8 @@ def rebuild(model: Model, config: AnyConfig, changed: Mapping[str, Array]) -> Mo
 def find_exchanged_arrays(model: AnyModel, state: State, *, allow_missing: bool = False) -> list[str]:
     """In words, the arrays in which a model differs from the one that its config makes: its parts were exchanged.
 
+    An array of any floating-point dtype is the same.
+
     Where the tree holds gradients, those of buffers are missing: `allow_missing` does not count them.
     """
     stock, stock_state = make_skeleton(model.config)
@@ -91,7 +106,46 @@ def find_exchanged_arrays(model: AnyModel, state: State, *, allow_missing: bool 
     if found.keys() == expected.keys():
         expected |= named_statistics(stock, stock_state)
         found |= named_statistics(model, state)
-    missing = [f"{name} (missing)" for name in expected if name not in found and not allow_missing]
     unknown = [f"{name} (unknown)" for name in found if name not in expected]
-    shared = [name for name in found if name in expected and found[name].shape != expected[name].shape]
-    return missing + unknown + [f"{name} (shape {found[name].shape}, not {expected[name].shape})" for name in shared]
+    return _find_differences(expected, found, found if allow_missing else expected) + unknown
+
+
+def _find_differences(expected: Mapping[str, Leaf], found: Mapping[str, Leaf], names: Iterable[str]) -> list[str]:
+    """In words, which of the named arrays that are expected are missing, or have another shape or kind of dtype."""
+    differences = []
+    for name in names:
+        if name not in expected:
+            continue
+        if name not in found:
+            differences.append(f"{name} (missing)")
+        elif found[name].shape != expected[name].shape:
+            differences.append(f"{name} (shape {found[name].shape}, not {expected[name].shape})")
+        elif not jnp.issubdtype(found[name].dtype, jnp.floating):
+            differences.append(f"{name} (dtype {found[name].dtype}, not a floating-point one)")
+    return differences
+
+
+def find_ensemble_size(model: AnyModel) -> int | None:
+    """How many models `eqx.filter_vmap` has put into one: each of their arrays has an axis more. None for one model."""
+    expected, found = named_leaves(make_skeleton(model.config)[0]), named_leaves(model)
+    shared = [(found[name].shape, expected[name].shape) for name in expected if name in found]
+    sizes = {shape[0] for shape, one in shared if shape[1:] == one and shape}
+    return sizes.pop() if len(sizes) == 1 and all(shape[1:] == one and shape for shape, one in shared) else None
+
+
+def check_model(function: str, model: object) -> None:
+    """Raise `ValueError` for anything but a model of this library."""
+    if not isinstance(model, ImageModel):
+        raise ValueError(f"{function} takes a model that eqx_vit.create returned, given a {type(model).__name__}")
+
+
+@no_type_check
+def _check_single(model: AnyModel, function: str, each: str) -> None:
+    """Raise `ValueError` for anything but one model; `each` is the call for each of an ensemble."""
+    check_model(function, model)
+    size = find_ensemble_size(model)
+    if size is not None:
+        raise ValueError(
+            f"{function} takes one model, and this is an ensemble of {size} {type(model).__name__}: "
+            f"eqx.filter_vmap({each})"
+        )

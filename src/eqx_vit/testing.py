@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from equinox.nn import State
 from jaxtyping import Array, PyTree
 
+from eqx_vit.arguments import check_arguments
 from eqx_vit.layers.config import pair
 from eqx_vit.registry import AnyConfig, AnyModel
 
@@ -15,6 +16,7 @@ Shape: TypeAlias = tuple[int, ...]
 Shapes: TypeAlias = Shape | tuple[Shape, ...]
 
 
+@check_arguments
 def shapes(model_class: type[AnyModel], config: AnyConfig, image_size: tuple[int, int]) -> tuple[Shapes, Shape]:
     """(shape of `features`, shape of the logits) of a model for one image of (height, width).
 
@@ -39,6 +41,7 @@ def _shape_of(features: PyTree) -> Shapes:
     return features.shape if is_array else tuple(part.shape for part in features)
 
 
+@check_arguments
 def image_size_of(config: AnyConfig, default: tuple[int, int] = (224, 224)) -> tuple[int, int]:
     """The (height, width) that a config is made for: its `image_size`, or `default` for models that take any size."""
     size = getattr(config, "image_size", None)

@@ -65,6 +65,11 @@ INITIAL = (
 )
 
 
+def indices(depth: int) -> st.SearchStrategy[tuple[int, ...]]:
+    """Some of the blocks, at least one."""
+    return st.sets(st.integers(0, depth - 1), min_size=1).map(lambda chosen: tuple(sorted(chosen)))
+
+
 @st.composite
 def shapes(draw: st.DrawFn) -> tuple[Any, ...]:
     (rows, columns), patch_size = draw(st.tuples(*[st.integers(1, 6)] * 2)), draw(st.tuples(*[st.integers(1, 9)] * 2))
@@ -80,8 +85,11 @@ def shapes(draw: st.DrawFn) -> tuple[Any, ...]:
         heads=heads,
         channels=draw(st.integers(1, 4)),
         pool=draw(st.sampled_from(["cls", "mean"])),
-        re_attention_depth=draw(st.none() | st.integers(0, depth)),
         convolutional_stem=stem,
+        **draw(
+            st.fixed_dictionaries({"re_attention_depth": st.none() | st.integers(0, depth)})
+            | st.fixed_dictionaries({"re_attention_depth": st.none(), "re_attention_indices": indices(depth)})
+        ),
     )
     return config, config.image_size, (1 + rows * columns, 8 * heads)
 
@@ -91,5 +99,15 @@ REFUSED = [
     ({"image_size": 28, "patch_size": 7}, "patch_size 7 is not a multiple of 2: use 6 or 8"),
     ({"re_attention_depth": 3}, "re_attention_depth 3 must be at most depth 2"),
     ({"re_attention_depth": -1}, "re_attention_depth must not be negative"),
+    ({"re_attention_indices": (0,)}, "re_attention_depth and re_attention_indices both say which blocks"),
+    (
+        {"re_attention_depth": None, "re_attention_indices": (0, 2)},
+        r"rising numbers from 0 to depth - 1 = 1, given \(0, 2\)",
+    ),
+    (
+        {"re_attention_depth": None, "re_attention_indices": (1, 0)},
+        r"rising numbers from 0 to depth - 1 = 1, given \(1, 0\)",
+    ),
+    ({"re_attention_depth": None, "re_attention_indices": ()}, "re_attention_indices must be tuple"),
     ({"branch_scale": 0.0}, "branch_scale must be positive"),
 ]

@@ -93,6 +93,9 @@ REFUSED = [
     ({"dim": (16, 16, 16)}, "dim has 3 values for 2 stages"),
     ({"dim": 12}, "the first dim must be a multiple of 8"),
     ({"dim_key": 32}, "dim 16 is smaller than dim_key 32: give downsample_heads"),
+    ({"downsample_dim_key": 17}, "dim 16 is smaller than dim_key 17: give downsample_heads"),
+    ({"downsample_mlp_mult": 0}, "downsample_mlp_mult must be at least 1"),
+    ({"downsample_dim_key": (4, 4, 4)}, "downsample_dim_key has 3 values for 2 stages"),
     ({"downsample_heads": (1, 2)}, r"downsample_heads needs stages - 1 = 1 values, given \(1, 2\)"),
     ({"num_distill_classes": 4}, r"num_distill_classes 4 must be None or num_classes \(5\)"),
 ]

@@ -56,10 +56,15 @@ def shapes(draw: st.DrawFn) -> tuple[Any, ...]:
         TINY,
         num_parallel_branches=st.integers(1, 3),
         prefix_positions=st.booleans(),
+        pool_norm=st.booleans(),
         pool=st.sampled_from(["cls", "mean"]),
     )
-    return config, config.image_size, (1 + rows * columns, config.dim)
+    config = replace(config, class_token=config.pool == "cls" or draw(st.booleans()))
+    return config, config.image_size, (config.class_token + rows * columns, config.dim)
 
 
-REFUSED = [({"heads": 3}, "dim 16 is not a multiple of heads 3")]
+REFUSED = [
+    ({"heads": 3}, "dim 16 is not a multiple of heads 3"),
+    ({"class_token": False}, "class_token=False needs pool='mean'"),
+]
 REFUSED_SIZES = [({}, (24, 16), r"this ParallelViT takes images of \(16, 16\), given \(24, 16\)")]

@@ -73,6 +73,7 @@ def shapes(draw: st.DrawFn) -> tuple[Any, ...]:
         num_classes=5,
         channels=draw(st.integers(1, 4)),
         local_attention=draw(st.booleans()),
+        pairs=draw(st.booleans()),
         **by_stage(emb_dim=(8, 16, 8, 24), heads=2, patch_size=patches, local_patch_size=draw(st.integers(1, 5))),
         **by_stage(global_k=four(st.integers(1, 4)), depth=four(st.integers(1, 4))),
     )

@@ -1,16 +1,19 @@
 """Every preset that timm has, and those that timm's classes can be made to: `nox -s parity`."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from eqx_vit import MODELS
+from eqx_vit.registry import find_preset
 
 pytest.importorskip("torch", reason="run by nox -s parity")
 timm = pytest.importorskip("timm", reason="run by nox -s parity")
 
 from comparison import Case, compare
+from timm.models.twins import Twins
 from timm.models.vision_transformer import Block, ParallelThingsBlock, VisionTransformer
 
 pytestmark = pytest.mark.parity
@@ -44,7 +47,50 @@ def _simple_vit(config: Any, reduced: bool) -> Any:
 
 def _parallel_vit(config: Any, reduced: bool) -> Any:
     block = Block if config.num_parallel_branches == 1 else ParallelThingsBlock
-    return _vision_transformer(config, block_fn=block, init_values=config.layer_scale, no_embed_class=True)
+    return _vision_transformer(
+        config,
+        block_fn=block,
+        init_values=config.layer_scale,
+        no_embed_class=not config.prefix_positions,
+        class_token=config.class_token,
+        global_pool="token" if config.pool == "cls" else "avg",
+        fc_norm=config.pool_norm,
+    )
+
+
+def _twins(config: Any, reduced: bool) -> Any:
+    stages = config.stages
+    return Twins(
+        embed_dims=tuple(stage.dim for stage in stages),
+        num_heads=tuple(stage.heads for stage in stages),
+        mlp_ratios=tuple(stage.hidden_dim // stage.dim for stage in stages),
+        depths=tuple(stage.depth for stage in stages),
+        sr_ratios=tuple(stage.reduction for stage in stages),
+        wss=tuple(stage.window for stage in stages),
+    )
+
+
+def _changed(name: str, build: Callable[[Any, bool], Any], theirs: str, **changes: Any) -> Case:
+    """A preset changed to what timm's classes can be asked for, and no preset has."""
+    config = replace(find_preset(name), **changes)
+    return Case(f"{name} {' '.join(changes)}", "timm", f"timm {theirs}", build, config)
+
+
+CHANGED = [
+    _changed("vit_small_patch16_18x2_224", _parallel_vit, "VisionTransformer", depth=2, pool="mean", pool_norm=True),
+    _changed(
+        "vit_small_patch16_18x2_224",
+        _parallel_vit,
+        "VisionTransformer",
+        depth=2,
+        pool="mean",
+        class_token=False,
+        pool_norm=True,
+    ),
+    _changed("deit_small_patch16_18x2_LS", _parallel_vit, "VisionTransformer", depth=2, pool="mean", class_token=False),
+    _changed("twins_svt_small", _twins, "Twins", pairs=False, s1_depth=3, s2_depth=1, s3_depth=4, s4_depth=1),
+    _changed("twins_svt_small", _twins, "Twins", s2_local_patch_size=1, s3_depth=1),
+]
 
 
 def _cases() -> list[Case]:
@@ -74,6 +120,6 @@ def test_weights_are_timms_default(name: str) -> None:
     assert found == (theirs.mean, theirs.std, theirs.interpolation, crop, theirs.num_classes, theirs.license)
 
 
-@pytest.mark.parametrize("case", _cases(), ids=str)
+@pytest.mark.parametrize("case", [*_cases(), *CHANGED], ids=str)
 def test_equals_timm(case: Case, record_property: Any) -> None:
     compare(case, record_property)

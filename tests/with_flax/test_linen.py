@@ -125,8 +125,107 @@ def test_as_linen_gives_the_same_numbers() -> None:
     np.testing.assert_array_equal(logits, again)
     _, expected = v.apply(variables, images, train=True, **arguments)
     assert jax.tree.structure(updates) == jax.tree.structure(expected)
-    with pytest.raises(TypeError, match="train"):
-        module.apply(variables, images)
+    np.testing.assert_array_equal(module.apply(variables, images), v.apply(variables, images))
+    with pytest.raises(flax.errors.InvalidRngError, match="dropout"):
+        module.apply(variables, images, True, mutable=["batch_stats"])
+    with pytest.raises(flax.errors.ModifyScopeVariableError, match="batch_stats"):
+        module.apply(variables, images, True, rngs={"dropout": KEYS["dropout"]})
+
+
+class Scanned(linen.Module):
+    """`train` at its default inside a module that others are scanned over."""
+
+    inner: Any
+
+    @linen.compact
+    def __call__(self, images: Any, _: Any) -> Any:
+        logits = self.inner.as_linen()(images)
+        return images + logits.mean(), logits
+
+
+class Backbone(linen.Module):
+    """A model in `setup`, its features under a head of one's own."""
+
+    inner: Any
+
+    def setup(self) -> None:
+        self.backbone = self.inner.as_linen()
+        self.head = linen.Dense(3)
+
+    def __call__(self, images: Any, train: bool = False) -> Any:
+        return self.head(self.backbone.features(images, train).mean(1))
+
+
+def lifted(name: str) -> Any:
+    """(module, images, arguments after the images, shape of the output), as linen's users write them."""
+    v, images = describe("levit", 0.2), images_for("levit", 2)
+    LinenModule, config, several = type(v.as_linen()), v.config, jnp.stack([images] * 3)
+    collections: Any = {"params": 0, "batch_stats": 0}
+    split: Any = {"params": True, "dropout": True}
+    match name:
+        case "vmap over the images":
+            shared = dict.fromkeys(collections)
+            module = linen.vmap(LinenModule, variable_axes=shared, split_rngs={"params": False}, in_axes=0)(config)
+            return module, several, (), (3, 2, 5)
+        case "vmap over an ensemble":
+            axes: Any = {"in_axes": None, "axis_size": 3}
+            return linen.vmap(LinenModule, collections, split_rngs=split, **axes)(config), images, (), (3, 2, 5)
+        case "vmap with train by position":
+            module = linen.vmap(LinenModule, collections, split_rngs=split, in_axes=(0, None))(config)
+            return module, several, (True,), (3, 2, 5)
+        case "jit":
+            return linen.jit(LinenModule, static_argnums=(2,))(config), images, (True,), (2, 5)
+        case "remat":
+            return linen.remat(LinenModule, static_argnums=(2,))(config), images, (True,), (2, 5)
+        case "scan":
+            return linen.scan(Scanned, variable_axes=collections, split_rngs=split, length=3)(v), images, (None,), None
+        case "Sequential":
+            return linen.Sequential([v.as_linen(), linen.Dense(3)]), images, (), (2, 3)
+        case "setup":
+            return Backbone(v), images, (True,), (2, 3)
+
+
+LIFTED = ("vmap over the images", "vmap over an ensemble", "vmap with train by position", "jit", "remat", "scan")
+
+
+@pytest.mark.parametrize("kind", [*LIFTED, "Sequential", "setup"])
+def test_as_linen_is_lifted_and_called_as_linen_modules_are(kind: str) -> None:
+    module, images, arguments, shape = lifted(kind)
+
+    def run(images: Any) -> Any:
+        variables = module.init(KEYS, images, *arguments)
+        return module.apply(variables, images, *arguments, rngs=KEYS, mutable=["batch_stats"])
+
+    output, updates = jax.eval_shape(run, images)
+    assert list(updates) == ["batch_stats"]
+    assert (output[1].shape == (3, 2, 5)) if shape is None else (output.shape == shape)
+
+
+def test_as_linen_has_the_methods_of_the_model() -> None:
+    module, images = describe("vit").as_linen(), images_for("vit")
+    variables = jax.eval_shape(lambda: module.init(KEYS["params"], images, method="features"))
+    assert jax.tree.structure(variables) == jax.tree.structure(
+        jax.eval_shape(lambda: module.init(KEYS["params"], images))
+    )
+    for method in ("features", type(module).features, module.features):
+        features = jax.eval_shape(lambda variables, m=method: module.apply(variables, images, method=m), variables)
+        assert features.shape == (4, 5, 16)
+    with pytest.raises(ValueError, match="has one head"):
+        jax.eval_shape(lambda variables: module.apply(variables, images, method="logits_pair"), variables)
+
+
+def test_as_linen_names_what_is_wrong() -> None:
+    module, images = describe("vit").as_linen(), images_for("vit")
+    for message, call in {
+        "train must be .*static_argnames": lambda: linen.jit(type(module))(module.config).init(KEYS, images, True),
+        "train must be True or False, given a str": lambda: module.init(KEYS, images, "yes"),
+        "contradict": lambda: module.init(KEYS, images, train=True, deterministic=True),
+        "given a list: convert": lambda: module.init(KEYS, [1]),
+        "missing params.class_token": lambda: module.apply({}, images),
+        "params.a must be an array of numbers, given a int": lambda: module.apply({"params": {"a": 1}}, images),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(call)
 
 
 def test_nnx_bridge() -> None:

@@ -1,9 +1,12 @@
 """`eqx-vit`: train, evaluate, predict, models. Every error is one line on standard error, and exit code 2."""
 
+import io
 import os
 import re
 import sys
 from collections.abc import Sequence
+
+import jax
 
 from eqx_vit.cli.arguments import join_lines, make_parser
 
@@ -12,10 +15,15 @@ EXTRAS = ("optax", "safetensors", "PIL", "sklearn", "rich", "matplotlib")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line, and return its exit code: 0, 2 after an error, 130 after Ctrl-C."""
+    """Run a command line, and return its exit code: 0, 2 after an error, 130 where it was stopped."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # the name of a class need not be in the alphabet of the screen
     options = make_parser().parse_args(arguments)
     try:
-        return options.command(options)
+        _check_device()
+        code = options.command(options)
+        sys.stdout.flush()  # here, where a closed pipe is understood
+        return code
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in EXTRAS:
             raise
@@ -35,3 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = "out of memory: give a smaller --batch-size or --image-size"
     print(f"eqx-vit {options.command_name}: {join_lines(message)}", file=sys.stderr)
     return 2
+
+
+def _check_device() -> None:
+    """Raise `ValueError` unless JAX can compute on the device that it was told to use."""
+    try:
+        jax.devices()
+    # Without its plugin, JAX fails for cuda by an assertion of its own, or under python -O by what comes after.
+    except (RuntimeError, AssertionError, AttributeError) as error:
+        platforms = os.environ.get("JAX_PLATFORMS")
+        reason = f" ({error})" if isinstance(error, RuntimeError) else ""
+        raise ValueError(
+            f"JAX finds no device for JAX_PLATFORMS={platforms}{reason}: unset it to compute on what there is"
+        ) from error

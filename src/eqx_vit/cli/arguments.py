@@ -67,6 +67,9 @@ def make_parser() -> Parser:
     command.add_argument(
         "--split", choices=("test", "validation", "train"), default="test", help="which images (default: test)"
     )
+    command.add_argument(
+        "--data", type=_parse_folder, metavar="FOLDER", help="where the run's images are now, if they have moved"
+    )
 
     command = subparsers.add_parser(
         "predict",
@@ -117,7 +120,8 @@ def _add_train_options(command: argparse.ArgumentParser) -> None:
     where.add_argument("--output", type=Path, metavar="RUN", help="folder of the run (default: the next in runs/)")
     where.add_argument(
         "--resume", nargs="?", const="", metavar="RUN",
-        help="continue the run in a folder (default: --output, or the newest in runs/) with its own settings",
+        help="continue the run in a folder (default: --output, or the newest in runs/) with its own settings; --data "
+        "names the folder that its images have moved to",
     )  # fmt: skip
 
     how = command.add_argument_group("how")

@@ -3,8 +3,9 @@
 import argparse
 import dataclasses
 import signal
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,32 +30,40 @@ def train(options: argparse.Namespace) -> int:
     """`eqx-vit train`."""
     from eqx_vit.train.loop import train_run
     from eqx_vit.train.progress import ProgressLog
-    from eqx_vit.train.run_folder import check_free, newest_folder, next_folder, resume_run, start_run, write_run
+    from eqx_vit.train.run_folder import (
+        check_free,
+        claim_folder,
+        lock_folder,
+        newest_folder,
+        read_run,
+        resume_run,
+        start_run,
+    )
 
     names = [field.name for field in dataclasses.fields(Settings)]
     given = {name: value for name, value in vars(options).items() if name in names and value is not None}
     if options.set:
         given["changes"] = parse_changes(options.set)
 
-    with ProgressLog() as log:
+    with ProgressLog() as log, ExitStack() as held:
         if options.resume is not None:
             named = [path for path in (options.resume and Path(options.resume), options.output) if path]
             if len({path.resolve() for path in named}) > 1:
                 raise ValueError(f"--resume {named[0]} and --output {named[1]} are two folders: give one")
             folder = named[0] if named else newest_folder()
+            read_run(folder)  # nothing is written, not even a lock, where there is no run
+            held.enter_context(lock_folder(folder))
             run, data = resume_run(folder, given, log)
         else:
             if options.output:
                 check_free(options.output)
             run, data = start_run(given, log)
-            folder = options.output or next_folder(run.settings.model)
-            check_free(folder)
-            write_run(folder, run)
+            folder = held.enter_context(claim_folder(options.output, run))
         log.write(_headline(run, data, folder))
         with catch_signals(log.write) as stopped:
             result = train_run(folder, run, data, log, stopped)
     if result is None:
-        print(f"stopped; go on with: eqx-vit train --resume {folder}")
+        print(f"stopped; go on with: eqx-vit train --resume {folder}", file=sys.stderr)
         return 130
     print(
         f"test accuracy {result.test_accuracy:.2%} ({len(data.test)} images, weights of epoch {result.epoch}); "
@@ -67,7 +76,7 @@ def evaluate(options: argparse.Namespace) -> int:
     """`eqx-vit evaluate RUN`."""
     from eqx_vit.train.inference import evaluate_run
 
-    print(evaluate_run(options.run, options.checkpoint, options.split))
+    print(evaluate_run(options.run, options.checkpoint, options.split, options.data))
     return 0
 
 
@@ -120,11 +129,14 @@ def table_row(name: str) -> tuple[str, str, str, str, str]:
 
 
 def _headline(run: "Run", data: "Data", folder: Path) -> str:
+    from eqx_vit.train.data import list_names
+
     counts = f"{len(data.train)} training, {len(data.validation)} validation and {len(data.test)} test images"
     height, width = run.input_spec.size
     return (
         f"{run.settings.model} ({type(run.config).__name__.removesuffix('Config')}, {height} x {width} pixels) on "
-        f"{run.settings.data or 'digits'}: {len(data.classes)} classes, {counts}; run folder {folder}"
+        f"{run.settings.data or 'digits'}: {len(data.classes)} classes ({list_names(data.classes)}), {counts}; "
+        f"run folder {folder}"
     )
 
 

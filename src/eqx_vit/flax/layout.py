@@ -27,12 +27,14 @@ def read_channels(images: Batch | jax.ShapeDtypeStruct, config: AnyConfig) -> tu
 
     **Raises:** `ValueError` for what is not such a batch; naming both readings where none fits, or where both do.
     """
-    shape = getattr(images, "shape", None)
-    if shape is None or len(shape) != 4:
-        given = f"a {type(images).__name__}" if shape is None else f"shape {shape}"
-        raise ValueError(
-            f"images must be an array of (batch, height, width, channels), given {given}: one image is a batch of one"
-        )
+    is_array = isinstance(images, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
+    if not is_array or len(images.shape) != 4 or 0 in images.shape:
+        if is_array:
+            given = f"shape {images.shape}: one image is a batch of one"
+        else:
+            given = f"a {type(images).__name__}: convert it with jnp.asarray"
+        raise ValueError(f"images must be an array of (batch, height, width, channels), given {given}")
+    shape = images.shape
     axis = _find_axis(shape, config)
     same = shape[axis] == config.channels
     return axis, config if same else dataclasses.replace(config, channels=shape[axis])

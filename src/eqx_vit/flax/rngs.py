@@ -21,7 +21,7 @@ def params_key(rngs: Rngs) -> PRNGKeyArray:
     if not isinstance(rngs, Mapping):
         return check_key(rngs)
     if "params" not in rngs:
-        raise ValueError(f"init needs the stream 'params' in rngs, given {sorted(rngs) or 'none'}")
+        raise ValueError(f"init needs the stream 'params' in rngs, given {list(rngs) or 'none'}")
     return check_key(rngs["params"])
 
 
@@ -37,10 +37,10 @@ def dropout_key(rngs: Rngs | None) -> PRNGKeyArray | None:
         return None
     if not isinstance(rngs, Mapping):
         return check_key(rngs)
-    others = sorted(set(rngs) - {"params", "dropout"})
+    others = sorted((name for name in rngs if name not in ("params", "dropout")), key=str)
     if "dropout" not in rngs:
         if others:
-            raise ValueError(f"the stream 'dropout' is missing in rngs, given {sorted(rngs)}")
+            raise ValueError(f"the stream 'dropout' is missing in rngs, given {list(rngs)}")
         return None
     key = check_key(rngs["dropout"])
     for name in others:

@@ -18,7 +18,11 @@ class BatchNorm(eqx.nn.StatefulLayer):
     PyTorch's semantics: the biased batch variance normalises, the unbiased one is stored, and
     `running = (1 - momentum) * running + momentum * batch`. The statistics are float32 whatever the compute dtype.
 
-    **Raises:** `ValueError` where it runs in training mode without the batch axis that `eqx_vit.forward` sets up.
+    Inside `jax.shard_map` or `jax.pmap` the batch is that of a device; under `jax.jit` it is the whole one, however it
+    is sharded.
+
+    **Raises:** `ValueError` where it runs in training mode without the batch axis that `eqx_vit.forward` sets up, or on
+    one value a channel, whose variance says nothing.
     """
 
     weight: Float[Array, " channels"]
@@ -47,7 +51,7 @@ class BatchNorm(eqx.nn.StatefulLayer):
         mean, variance = state.get(self.statistics)
         if not self.inference:
             mean, variance, unbiased = batch_statistics(wide)
-            state = state.set(self.statistics, self._update(state, mean, unbiased))
+            state = set_statistics(state, self, *self._update(state, mean, unbiased))
         factor = upcast(self.weight) * jax.lax.rsqrt(variance + self.eps).astype(wide.dtype)
         y = kernels.scale_about_mean(wide, mean.astype(wide.dtype), factor, upcast(self.bias))
         return y.astype(x.dtype), state
@@ -74,6 +78,41 @@ def batch_statistics(
         ) from None
     axes = tuple(range(x.ndim - 1))
     count = batch * x.size // x.shape[-1]
-    mean = save_for_backward(jax.lax.pmean(jnp.mean(x, axis=axes), BATCH_AXIS))
-    variance = save_for_backward(jax.lax.pmean(kernels.mean_square_about(x, mean), BATCH_AXIS))
-    return mean, variance, variance * (count / max(count - 1, 1))
+    if count == 1:
+        raise ValueError(
+            "BatchNorm in training mode got one value per channel: use a batch of at least 2 images, or put the model "
+            "in inference mode: model = eqx_vit.inference_mode(model)"
+        )
+    mean = save_for_backward(_mean_over_batch(jnp.mean(x, axis=axes)))
+    variance = save_for_backward(_mean_over_batch(kernels.mean_square_about(x, mean)))
+    return mean, variance, variance * (count / (count - 1))
+
+
+def _mean_over_batch(x: Float[Array, " channels"]) -> Float[Array, " channels"]:
+    # What varies over the devices of a `jax.shard_map` JAX refuses to collect over a vmapped axis.
+    return _mean_over_innermost_batch(x) if jax.typeof(x).manual_axis_type.varying else jax.lax.pmean(x, BATCH_AXIS)
+
+
+@jax.custom_batching.custom_vmap
+def _mean_over_innermost_batch(x: Float[Array, " channels"]) -> Float[Array, " channels"]:
+    return x
+
+
+@_mean_over_innermost_batch.def_vmap
+def _mean_over_axis(_size: int, _batched: list[bool], x: Float[Array, "batch channels"]) -> tuple[Array, bool]:
+    return jnp.mean(x, axis=0), False
+
+
+def set_statistics(
+    state: eqx.nn.State,
+    norm: BatchNorm,
+    mean: Float[Array, "*depth channels"],
+    variance: Float[Array, "*depth channels"],
+) -> eqx.nn.State:
+    """The state with the running statistics of one BatchNorm replaced.
+
+    Where `State.set` compares the shardings too, and refuses statistics that differ between the devices of a
+    `jax.shard_map`.
+    """
+    own = jax.tree.structure(state.substate(norm))
+    return state.update(jax.tree.unflatten(own, (mean, variance)))

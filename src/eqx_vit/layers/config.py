@@ -7,12 +7,16 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 Value = TypeVar("Value")
 Function = TypeVar("Function", bound=Callable[..., object])
 Size = int | tuple[int, int]
+
+_MISFIT = object()
+_LARGEST_FLOAT = 2.0**128 - 2.0**104  # of float32
+_LARGEST_SIZE, _MOST_PARTS = 2**20, 64  # in one field of a model's config
 
 
 class Dataclass(Protocol):
@@ -53,16 +57,21 @@ def check(rule: bool, message: str) -> None:
 def check_fields(config: Dataclass) -> None:
     """Check each field of a dataclass against its annotation.
 
-    A list is taken for a tuple and an int for a float, so that a config read back from JSON is the config written.
+    A list becomes a tuple, and an int a float where the annotation has no int: a config read back from JSON is the
+    config written. No number may be infinite, or larger than what float32 (an int: 64 bits) can hold.
 
     **Raises:** `ValueError` that names the class, the field, the expected type and the value given.
     """
     for field in dataclasses.fields(config):
-        value = _as_tuples(getattr(config, field.name))
-        if not _fits(value, field.type):
+        value = getattr(config, field.name)
+        fitted = _fit(value, field.type)
+        if fitted is _MISFIT:
             name = f"{type(config).__name__}.{field.name}"
-            raise ValueError(f"{name} must be {describe_type(field.type)}, given {value!r} ({type(value).__name__})")
-        object.__setattr__(config, field.name, value)
+            given = f"{shorten(value)} ({type(value).__name__})"
+            beyond = isinstance(value, int | float) and not abs(value) < 2**63
+            why = ", which is too large or not finite" if beyond else ""
+            raise ValueError(f"{name} must be {describe_type(field.type)}, given {given}{why}")
+        object.__setattr__(config, field.name, fitted)
 
 
 @no_type_check
@@ -72,7 +81,23 @@ def check_at_least(config: Dataclass, least: int, *names: str) -> None:
         value = getattr(config, name)
         if any(number < least for number in _numbers(value)):
             problem = f"must be at least {least}" if least else "must not be negative"
-            raise ValueError(f"{type(config).__name__}.{name} {problem}, given {value!r}")
+            raise ValueError(f"{type(config).__name__}.{name} {problem}, given {shorten(value)}")
+
+
+@no_type_check
+def check_sizes(config: Dataclass, counts: Sequence[str]) -> None:
+    """Raise `ValueError` for a number or a tuple beyond any model: it may come from a file, and be meant to do harm.
+
+    `counts` are the fields that count parts which are made one by one, as those of a tuple are.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        name = f"{type(config).__name__}.{field.name}"
+        most = _MOST_PARTS if field.name in counts else _LARGEST_SIZE
+        if any(number > most for number in _numbers(value)):
+            raise ValueError(f"{name} must be at most {most}, given {shorten(value)}")
+        if isinstance(value, tuple) and len(value) > _MOST_PARTS:
+            raise ValueError(f"{name} must have at most {_MOST_PARTS} values, given {len(value)}")
 
 
 @no_type_check
@@ -140,26 +165,42 @@ def describe_type(hint: object) -> str:
 
 
 @no_type_check
-def _as_tuples(value: object) -> object:
-    return tuple(_as_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+def shorten(value: object) -> str:
+    """A value as a message shows it, cut where it is long."""
+    try:
+        text = " ".join(repr(value).split())
+    except (ValueError, RecursionError):  # an int of more digits than Python writes, lists in lists in lists ...
+        return "a value too large to show"
+    return text if len(text) <= 100 else f"{text[:80]}... ({len(text)} characters)"
+
+
+@no_type_check
+def list_some(texts: Sequence[str], separator: str = ", ") -> str:
+    """Texts in a row as a message shows them, of many the first few, each cut where it is long."""
+    shown = separator.join(text if len(text) <= 200 else f"{text[:180]}..." for text in texts[:10])
+    return shown if len(texts) <= 10 else f"{shown} and {len(texts) - 10} more"
 
 
 # Not beartype: of a tuple it looks at one item, drawn at random.
 @no_type_check
-def _fits(value: object, hint: object) -> bool:
+def _fit(value: object, hint: object) -> object:
+    """The value as the type hint has it, `_MISFIT` where it is of another type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, option) for option in arguments)
+        return next((fitted for option in arguments if (fitted := _fit(value, option)) is not _MISFIT), _MISFIT)
     if origin is typing.Literal:
-        return value in arguments
+        return value if any(isinstance(value, type(option)) and value == option for option in arguments) else _MISFIT
     if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
+        if not isinstance(value, list | tuple):
+            return _MISFIT
         if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return bool(value) and all(_fits(item, arguments[0]) for item in value)
-        return len(value) == len(arguments) and all(map(_fits, value, arguments))
+            arguments = arguments[:1] * max(len(value), 1)
+        fitted = tuple(map(_fit, value, arguments))
+        return _MISFIT if len(value) != len(arguments) or any(item is _MISFIT for item in fitted) else fitted
     if isinstance(value, bool):  # a bool is an int to Python, never to a config
-        return hint is bool
+        return value if hint is bool else _MISFIT
     if hint is float:
-        return isinstance(value, int | float) and math.isfinite(value)
-    return isinstance(hint, type) and isinstance(value, hint)
+        return float(value) if isinstance(value, int | float) and abs(value) <= _LARGEST_FLOAT else _MISFIT
+    if hint is int:
+        return value if isinstance(value, int) and abs(value) < 2**63 else _MISFIT
+    return value if isinstance(hint, type) and isinstance(value, hint) else _MISFIT

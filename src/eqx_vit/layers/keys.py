@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
+from eqx_vit.layers.config import shorten
+
 
 def check_key(key: object) -> PRNGKeyArray:
     """The key itself.
@@ -17,7 +19,7 @@ def check_key(key: object) -> PRNGKeyArray:
             return key
         given = f"an array of shape {key.shape} and dtype {key.dtype}"
     else:
-        given = repr(key)
+        given = shorten(key)
     raise ValueError(f"key must be one random key such as jax.random.key(0), given {given}")
 
 

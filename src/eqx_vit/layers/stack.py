@@ -7,8 +7,10 @@ from typing import Any, Generic, TypeVar, overload
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from eqx_vit.layers.config import no_type_check
 from eqx_vit.layers.keys import split_or_none, stack_or_none
 from eqx_vit.layers.remat import remat_except_saved
 
@@ -23,16 +25,22 @@ class Stack(eqx.Module, Generic[Block]):
     next `x`, of the same structure and shapes; `shared` goes to every block, `own` are its slices of `xs`.
     `unroll` blocks run per loop step (True: all). `remat=True` saves memory: the backward pass computes each block
     again. Neither changes the parameters. Made by `Stack.build` or `Stack.from_blocks`.
+
+    A slice of a stack knows the `places` of its blocks in the whole one. Put into the model instead of that, it takes
+    from `xs` and from the state what belongs to them.
     """
 
     block: Block
     depth: int = eqx.field(static=True)
     unroll: int = eqx.field(static=True, default=1)
     remat: bool = eqx.field(static=True, default=False)
+    places: range = eqx.field(static=True, default=range(0), repr=False)
 
     def __post_init__(self) -> None:
         # As a number: 1 and True are equal, and what was compiled for one would serve the other.
         self.unroll = self.depth if self.unroll is True else max(int(self.unroll), 1)
+        if len(self.places) != self.depth:
+            self.places = range(self.depth)
 
     @staticmethod
     def build(make: Callable[..., Block], depth: int, *, key: PRNGKeyArray) -> "Stack[Block]":
@@ -65,8 +73,8 @@ class Stack(eqx.Module, Generic[Block]):
     def __getitem__(self, index: int | slice) -> "Block | Stack[Block]":
         """A block, or for a slice the stack of several."""
         if isinstance(index, slice):
-            depth = len(range(self.depth)[index])
-            return Stack(_slice(self.block, index), depth, self.unroll, self.remat)
+            places = self.places[index]
+            return Stack(_slice(self.block, index), len(places), self.unroll, self.remat, places)
         return _slice(self.block, range(self.depth)[index])
 
     def __iter__(self) -> Iterator[Block]:
@@ -74,20 +82,22 @@ class Stack(eqx.Module, Generic[Block]):
 
     def state_at(self, state: eqx.nn.State, index: int) -> eqx.nn.State:
         """The state of block `index` alone, to call `stack[index]` with."""
-        return _slice(state.substate(self.block), range(self.depth)[index])
+        return _slice(self._own(state.substate(self.block)), range(self.depth)[index])
 
     # Jitted here: the body of a scan is a new closure at each call, and would compile at each eager one.
     @eqx.filter_jit
     def __call__(self, x: PyTree, *shared: Any, xs: tuple[Array, ...] = (), key: PRNGKeyArray | None = None) -> PyTree:
         """All blocks in turn. Each array in `xs` has a leading depth axis."""
-        arrays, static = eqx.partition(self.block, eqx.is_array)
+        arrays, static = self._partition()
 
         def step(x: PyTree, per_block: PyTree) -> tuple[PyTree, None]:
             arrays, own, key = per_block
             return eqx.combine(arrays, static)(x, *shared, *own, key=key), None
 
-        per_block = (arrays, xs, stack_or_none(key, self.depth))
-        x, _ = jax.lax.scan(self._rematted(step), x, per_block, length=self.depth, unroll=self.unroll)
+        per_block = (arrays, self._own(xs), stack_or_none(key, self.depth))
+        x, _ = jax.lax.scan(
+            self._rematted(step), _vary_alike(x, shared), per_block, length=self.depth, unroll=self.unroll
+        )
         return x
 
     @eqx.filter_jit
@@ -100,21 +110,71 @@ class Stack(eqx.Module, Generic[Block]):
         key: PRNGKeyArray | None = None,
     ) -> tuple[PyTree, eqx.nn.State]:
         """All blocks in turn, where `block(x, state, *shared, *own, key=key)` returns `(x, state)`."""
-        arrays, static = eqx.partition(self.block, eqx.is_array)
+        arrays, static = self._partition()
 
         def step(x: PyTree, per_block: PyTree) -> tuple[PyTree, eqx.nn.State]:
             arrays, state, own, key = per_block
             return eqx.combine(arrays, static)(x, state, *shared, *own, key=key)
 
-        per_block = (arrays, state.substate(self.block), xs, stack_or_none(key, self.depth))
-        x, substate = jax.lax.scan(self._rematted(step), x, per_block, length=self.depth, unroll=self.unroll)
-        return x, state.update(substate)
+        whole = state.substate(self.block)
+        per_block = (arrays, self._own(whole), self._own(xs), stack_or_none(key, self.depth))
+        x, own = jax.lax.scan(
+            self._rematted(step), _vary_alike(x, shared), per_block, length=self.depth, unroll=self.unroll
+        )
+        return x, state.update(jax.tree.map(self._put, whole, own))
+
+    def _partition(self) -> tuple[PyTree, PyTree]:
+        """The arrays of the blocks, and the rest."""
+        arrays, static = eqx.partition(self.block, eqx.is_array)
+        found = {leaf.shape[:1] for leaf in jax.tree.leaves(arrays)}
+        if found - {(self.depth,)}:
+            lengths = ", ".join(str(*shape) or "none" for shape in sorted(found))
+            raise ValueError(
+                f"this Stack has {self.depth} blocks, and arrays whose first axis, the depth, is {lengths}: change the "
+                "number of blocks by a slice, stack[:n], or Stack.from_blocks, call an ensemble under eqx.filter_vmap"
+            )
+        return arrays, static
+
+    def _own(self, tree: PyTree) -> PyTree:
+        """What is of this stack's blocks, in arrays of its depth or of that of the whole one that it was cut from."""
+        return jax.tree.map(lambda leaf: leaf if (rows := self._rows_in(leaf)) is None else leaf[rows], tree)
+
+    def _put(self, whole: Array, own: Array) -> Array:
+        """The array with what is of this stack's blocks replaced."""
+        return own if (rows := self._rows_in(whole)) is None else whole.at[rows].set(own)
+
+    def _rows_in(self, leaf: Array) -> slice | np.ndarray | None:
+        """Where this stack's blocks are in an array; None where it has no others."""
+        depth, places = leaf.shape[0], self.places
+        if max(places, default=-1) < depth and places != range(depth):
+            return slice(places.start, places.stop, places.step) if places.step > 0 else np.array(places)
+        if depth != self.depth:
+            raise ValueError(
+                f"this Stack has {self.depth} blocks, and what comes with them from the model (drop rates by depth, "
+                f"BatchNorm statistics) is for {depth}: a longer stack needs a model made for that depth"
+            )
+        return None
 
     def _rematted(self, step: Callable[..., Result]) -> Callable[..., Result]:
         if self.remat:
             return eqx.filter_checkpoint(step)
         # Only a loop copies what it keeps.
         return remat_except_saved(step) if self.unroll < self.depth else step
+
+
+def _vary_alike(x: PyTree, shared: PyTree) -> PyTree:
+    """`x`, which varies over the devices of a `jax.shard_map` where `shared` does: what a scan starts with has to."""
+    axes = frozenset[str]().union(*map(_varying_axes, jax.tree.leaves(eqx.filter((x, shared), eqx.is_array))))
+
+    def vary(leaf: Array) -> Array:
+        missing = tuple(axes - _varying_axes(leaf))
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(vary, x)
+
+
+def _varying_axes(leaf: Array) -> frozenset[str]:
+    return jax.typeof(leaf).manual_axis_type.varying
 
 
 class Period(eqx.Module, Generic[Block]):
@@ -161,7 +221,12 @@ class PeriodicStack(eqx.Module, Generic[Block]):
     def __len__(self) -> int:
         return self.period * (0 if self.periods is None else len(self.periods)) + len(self.rest)
 
+    @no_type_check
     def __getitem__(self, index: int) -> Block:
+        if isinstance(index, slice):
+            raise ValueError(
+                "a PeriodicStack gives one block at a time, stack[i]: its blocks differ, and slices are not stacks"
+            )
         index = range(len(self))[index]
         stacked = len(self) - len(self.rest)
         if self.periods is None or index >= stacked:

@@ -72,6 +72,7 @@ class CrossViTConfig(ImageModelConfig["CrossViT"]):
     """Everything that defines a CrossViT. `sm_` is the branch of small patches, `lg_` that of large ones."""
 
     MAY_BE_ZERO = ("cross_attn_depth",)
+    COUNTS = ("depth", "cross_attn_depth")
 
     image_size: Size
     num_classes: int  # 0: no head, the pooled features of both branches come out, one after the other

@@ -4,11 +4,11 @@ The idea: in deep layers the attention maps of successive blocks grow alike. Re-
 of all heads: a learned map from heads to heads after the softmax, then BatchNorm, and nothing is renormalised.
 
 Axes: tokens = 1 + rows * columns; dim = width of a token; heads, queries, keys = the axes of the attention maps.
-No departure from the official code (zhoudaquan/dvit_repo), but that re-attention sits in the last blocks, as in all of
-its models, where the code takes any list of blocks.
+No departure from the official code (zhoudaquan/dvit_repo).
 """
 
 import functools
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -42,7 +42,7 @@ from eqx_vit.layers import (
     split_heads,
     split_or_none,
 )
-from eqx_vit.layers.config import Size, check, check_heads, check_multiple, no_type_check, pair
+from eqx_vit.layers.config import Size, check, check_heads, check_multiple, no_type_check, pair, shorten
 from eqx_vit.layers.init import fan_in_uniform, truncated_normal
 from eqx_vit.model import PatchGridConfig, StatefulImageModel
 from eqx_vit.models.source import INCEPTION_MEAN, INCEPTION_STD, Source
@@ -55,7 +55,7 @@ STEM_WIDTH = 64
 class DeepViTConfig(PatchGridConfig["DeepViT"]):
     """Everything that defines a DeepViT."""
 
-    MAY_BE_ZERO = ("re_attention_depth",)
+    MAY_BE_ZERO = ("re_attention_depth", "re_attention_indices")
 
     dim: int
     depth: int  # of all blocks together
@@ -67,6 +67,7 @@ class DeepViTConfig(PatchGridConfig["DeepViT"]):
     emb_dropout: float = 0.0  # after the positions are added
     drop_path: float = 0.0  # stochastic depth, from 0 to the rate over depth
     re_attention_depth: int | None = None  # the last blocks, those with re-attention; None: all of them
+    re_attention_indices: tuple[int, ...] | None = None  # the blocks with re-attention, from 0, where not the last
     re_attention_scale: bool = False  # the new attention maps times head_dim ** -0.5
     branch_scale: float = 1.0  # each branch reads its input times this, and its output is divided by it
     convolutional_stem: bool = False  # two convolutions before the patches are cut
@@ -79,17 +80,31 @@ class DeepViTConfig(PatchGridConfig["DeepViT"]):
         if self.convolutional_stem:
             check_multiple("patch_size", self.patch_size, 2)
         check(self.branch_scale > 0, f"DeepViTConfig.branch_scale must be positive, given {self.branch_scale}")
-        check(min(self.depths) >= 0, f"re_attention_depth {self.re_attention_depth} must be at most depth {self.depth}")
+        depth, indices = self.re_attention_depth or 0, self.re_attention_indices
+        check(depth <= self.depth, f"re_attention_depth {depth} must be at most depth {self.depth}")
+        check(
+            indices is None or self.re_attention_depth is None,
+            "re_attention_depth and re_attention_indices both say which blocks have re-attention: give one",
+        )
+        check(
+            indices is None or (indices == tuple(sorted(set(indices))) and indices[-1] < self.depth),
+            f"re_attention_indices must be rising numbers from 0 to depth - 1 = {self.depth - 1}, given "
+            f"{shorten(indices)}",
+        )
 
     @property
     def head_dim(self) -> int:
         return self.dim_head or self.dim // self.heads
 
     @property
-    def depths(self) -> tuple[int, int]:
-        """The number of plain blocks, and of blocks with re-attention."""
-        re_attention = self.depth if self.re_attention_depth is None else self.re_attention_depth
-        return self.depth - re_attention, re_attention
+    def depths(self) -> tuple[int, ...]:
+        """The numbers of blocks that follow each other: plain (maybe 0), with re-attention (maybe 0), plain, ..."""
+        if self.re_attention_indices is None:
+            re_attention = self.depth if self.re_attention_depth is None else self.re_attention_depth
+            return self.depth - re_attention, re_attention
+        changes = sorted({*self.re_attention_indices} ^ {index + 1 for index in self.re_attention_indices})
+        ends = dict.fromkeys((*changes, self.depth))
+        return tuple(end - start for start, end in itertools.pairwise((0, *ends)))
 
 
 class ReAttention(eqx.nn.StatefulLayer):
@@ -209,13 +224,15 @@ class DeepViT(StatefulImageModel[DeepViTConfig]):
         class token + patches  tokens dim             197 396
         plain blocks           tokens dim             197 396
         re-attention blocks    tokens dim             197 396
+        later blocks           tokens dim             (none)
         norm                   tokens dim             197 396
         pool                   dim                    396
         head                   num_classes            1000
 
     rows = height / patch height, columns = width / patch width. Only S and L have a stem. All tokens have positions. A
-    block is attention and MLP, pre-norm, residual; re-attention is in the last `re_attention_depth` of `depth`. The
-    pool is the class token, or the mean of the patches.
+    block is attention and MLP, pre-norm, residual; re-attention is in the last `re_attention_depth` of `depth`, or in
+    those of `re_attention_indices`: plain and re-attention blocks then go on in turn. The pool is the class token, or
+    the mean of the patches.
     """
 
     stem: Stem | None
@@ -225,13 +242,14 @@ class DeepViT(StatefulImageModel[DeepViTConfig]):
     embedding_dropout: Dropout
     blocks: Stack[Block] | None
     re_attention_blocks: Stack[Block] | None
+    later_blocks: tuple[Stack[Block], ...]  # plain, re-attention, ... in turn
     norm: LayerNorm
     head: Linear | eqx.nn.Identity
 
     def __init__(self, config: DeepViTConfig, *, key: PRNGKeyArray) -> None:
-        stem_key, patch_key, token_key, position_key, blocks_key, re_attention_key, head_key = jax.random.split(key, 7)
+        keys = jax.random.split(key, 5 + len(config.depths))
+        stem_key, patch_key, token_key, position_key, *block_keys, head_key = keys
         dim, (rows, columns), (height, width) = config.dim, config.grid, pair(config.patch_size)
-        plain_depth, re_attention_depth = config.depths
         self.config = config
         if config.convolutional_stem:
             self.stem = Stem(config.channels, key=stem_key)
@@ -242,8 +260,12 @@ class DeepViT(StatefulImageModel[DeepViTConfig]):
         self.class_token = truncated_normal()(token_key, (1, dim))
         self.position_embedding = truncated_normal()(position_key, (1 + rows * columns, dim))
         self.embedding_dropout = Dropout(config.emb_dropout)
-        self.blocks = _build_blocks(config, plain_depth, re_attention=False, key=blocks_key)
-        self.re_attention_blocks = _build_blocks(config, re_attention_depth, re_attention=True, key=re_attention_key)
+        plain, re_attention, *later = (
+            _build_blocks(config, depth, re_attention=index % 2 == 1, key=blocks_key)
+            for index, (depth, blocks_key) in enumerate(zip(config.depths, block_keys, strict=True))
+        )
+        self.blocks, self.re_attention_blocks = plain, re_attention
+        self.later_blocks = tuple(blocks for blocks in later if blocks is not None)
         self.norm = LayerNorm(dim, config.norm_eps)
         self.head = make_head(dim, config.num_classes, key=head_key)
 
@@ -262,12 +284,11 @@ class DeepViT(StatefulImageModel[DeepViTConfig]):
         self, x: Float[Array, "tokens dim"], state: State, *, key: PRNGKeyArray | None
     ) -> tuple[Float[Array, "tokens dim"], State]:
         """All tokens, the class token first, after the final norm."""
-        blocks_key, re_attention_key = split_or_none(key)
-        plain_scales, re_attention_scales = drop_path_schedule(self.config.depths)
-        if self.blocks is not None:
-            x, state = self.blocks.with_state(x, state, xs=(plain_scales,), key=blocks_key)
-        if self.re_attention_blocks is not None:
-            x, state = self.re_attention_blocks.with_state(x, state, xs=(re_attention_scales,), key=re_attention_key)
+        stacks = (self.blocks, self.re_attention_blocks, *self.later_blocks)
+        schedules, keys = drop_path_schedule(self.config.depths), split_or_none(key, len(stacks))
+        for blocks, drop_scales, blocks_key in zip(stacks, schedules, keys, strict=True):
+            if blocks is not None:
+                x, state = blocks.with_state(x, state, xs=(drop_scales,), key=blocks_key)
         return self.norm(x), state
 
     def classify(self, features: Float[Array, "tokens dim"], state: State) -> tuple[Float[Array, " classes"], State]:

@@ -4,7 +4,8 @@ The idea: a convolutional stem, then a pyramid of attention stages on shrinking 
 that every norm can be folded into its linear map; a learned bias per relative position instead of positions.
 
 Axes: tokens = positions of the map, row-major; heads; key_dim and value_dim = width of one head's keys and values.
-No departure from the official code (facebookresearch/LeViT).
+No departure from the official models (facebookresearch/LeViT). Their code can also leave the MLPs out, downsample by
+other strides than 2, and take other activations than Hardswish: none of them does, and no `LeViTConfig` can.
 """
 
 import functools
@@ -51,7 +52,9 @@ class StageSizes(NamedTuple):
     value_dim: int
     mlp_mult: int | float
     downsample_heads: int
+    downsample_key_dim: int
     downsample_value_dim: int
+    downsample_mlp_mult: int | float
     grid: tuple[int, int]
 
 
@@ -61,6 +64,7 @@ class LeViTConfig(FixedSizeConfig["LeViT"]):
     """Everything that defines a LeViT. One value for `dim`, `depth`, `heads`, ... stands for all stages."""
 
     RESIZABLE = False
+    COUNTS = ("stages",)
 
     image_size: Size = 224  # a multiple of 16
     num_classes: int = 1000
@@ -74,13 +78,16 @@ class LeViTConfig(FixedSizeConfig["LeViT"]):
     num_distill_classes: int | None = None  # a second head for distillation; must equal num_classes
     dropout: float = 0.0  # attention weights, attention output, inside and after the MLP; the paper has none
     drop_path: float = 0.0  # stochastic depth, the same for every residual
-    downsample_heads: tuple[int, ...] | None = None  # None: dim // dim_key
-    downsample_dim_value: int | tuple[int, ...] | None = None  # None: 4 * dim_key
+    downsample_heads: tuple[int, ...] | None = None  # None: dim // downsample_dim_key
+    downsample_dim_key: int | tuple[int, ...] | None = None  # None: dim_key
+    downsample_dim_value: int | tuple[int, ...] | None = None  # None: 4 * downsample_dim_key
+    downsample_mlp_mult: int | float | tuple[int | float, ...] | None = None  # None: mlp_mult
 
     def check(self) -> None:
         check_multiple("image_size", self.image_size, 16)
-        names = ("dim", "depth", "heads", "mlp_mult", "dim_key", "dim_value", "downsample_dim_value")
-        check_stages(self, self.stages, "stages", *names)
+        names = ("dim", "depth", "heads", "mlp_mult", "dim_key", "dim_value")
+        downsampling = ("downsample_dim_key", "downsample_dim_value", "downsample_mlp_mult")
+        check_stages(self, self.stages, "stages", *names, *downsampling)
         check(
             self.downsample_heads is None or len(self.downsample_heads) == self.stages - 1,
             f"LeViTConfig.downsample_heads needs stages - 1 = {self.stages - 1} values, given {self.downsample_heads}",
@@ -89,7 +96,8 @@ class LeViTConfig(FixedSizeConfig["LeViT"]):
         check(sizes[0].dim % 8 == 0, f"the first dim must be a multiple of 8, for the stem; given {sizes[0].dim}")
         check(
             all(stage.downsample_heads > 0 for stage in sizes[:-1]),
-            f"dim {self.dim} is smaller than dim_key {self.dim_key}: give downsample_heads, or a smaller dim_key",
+            f"dim {self.dim} is smaller than dim_key {self.downsample_dim_key or self.dim_key}: give downsample_heads, "
+            "or a smaller dim_key",
         )
         check(
             self.num_distill_classes in (None, self.num_classes),
@@ -100,16 +108,19 @@ class LeViTConfig(FixedSizeConfig["LeViT"]):
     @property
     def stage_sizes(self) -> tuple[StageSizes, ...]:
         rows, columns = (length // 16 for length in pair(self.image_size))
-        dims, key_dims = per_stage(self.dim, self.stages), per_stage(self.dim_key, self.stages)
+        dims = per_stage(self.dim, self.stages)
+        key_dims = per_stage(self.downsample_dim_key or self.dim_key, self.stages)
         values = (
             dims,
             self.depth,
             self.heads,
-            key_dims,
+            self.dim_key,
             self.dim_value,
             self.mlp_mult,
             self.downsample_heads or tuple(dim // key_dim for dim, key_dim in zip(dims, key_dims, strict=True)),
+            key_dims,
             self.downsample_dim_value or tuple(4 * key_dim for key_dim in key_dims),
+            self.downsample_mlp_mult or self.mlp_mult,
             tuple((math.ceil(rows / 2**stage), math.ceil(columns / 2**stage)) for stage in range(self.stages)),
         )
         return tuple(map(StageSizes._make, zip(*(per_stage(value, self.stages) for value in values), strict=True)))
@@ -211,7 +222,7 @@ class AttentionDownsample(eqx.nn.StatefulLayer):
 
     def __init__(self, sizes: StageSizes, new_dim: int, dropout: float, *, key: PRNGKeyArray) -> None:
         query_key, key_value_key, projection_key = jax.random.split(key, 3)
-        heads, key_dim, value_dim = sizes.downsample_heads, sizes.key_dim, sizes.downsample_value_dim
+        heads, key_dim, value_dim = sizes.downsample_heads, sizes.downsample_key_dim, sizes.downsample_value_dim
         self.query = LinearNorm(sizes.dim, heads * key_dim, key=query_key)
         self.key_value = LinearNorm(sizes.dim, heads * (key_dim + value_dim), key=key_value_key)
         self.position_bias = jnp.zeros((heads, math.prod(sizes.grid)))
@@ -290,7 +301,7 @@ class Downsample(eqx.nn.StatefulLayer):
     def __init__(self, config: LeViTConfig, sizes: StageSizes, new_dim: int, *, key: PRNGKeyArray) -> None:
         attention_key, mlp_key = jax.random.split(key)
         self.attention = AttentionDownsample(sizes, new_dim, config.dropout, key=attention_key)
-        self.mlp = MLP(new_dim, int(new_dim * sizes.mlp_mult), config.dropout, key=mlp_key)
+        self.mlp = MLP(new_dim, int(new_dim * sizes.downsample_mlp_mult), config.dropout, key=mlp_key)
         self.drop_path = DropPath(config.drop_path)
 
     def __call__(

@@ -72,6 +72,7 @@ class NesTConfig(PatchGridConfig["NesT"]):
     """Everything that defines a NesT. Stages count from the finest up: many windows first, one window last."""
 
     RESIZABLE = False
+    COUNTS = ("num_hierarchies",)
 
     image_size: Size  # a multiple of patch_size * 2 ** (num_hierarchies - 1)
     dim: int | tuple[int, ...]  # one number: of the first stage, times scale_dims from stage to stage

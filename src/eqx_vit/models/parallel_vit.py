@@ -4,9 +4,10 @@ The idea: pairs of layers run side by side instead of in turn. Half the depth, t
 accuracy, and more work at once. `ParallelViTHMLP` also has the paper's hMLP stem, which suits masked pre-training: it
 cuts patches in three steps that never mix two patches. The stem has BatchNorm, hence a class of its own, with state.
 
-Axes: tokens = 1 + rows * columns; dim = width of a token. Every branch has its own norm and its own scale.
-No departure from the official code (facebookresearch/deit) and timm's `ParallelThingsBlock`; `prefix_positions` and
-`drop_path_ramp` select between them (official: False, False; timm: True, True).
+Axes: tokens = class token + rows * columns; dim = width of a token. Every branch has its own norm and its own scale. No
+departure from the official code (facebookresearch/deit) and timm's `ParallelThingsBlock`; `prefix_positions` and
+`drop_path_ramp` select between them (official: False, False; timm: True, True). `class_token=False` and `pool_norm` are
+timm's; its registers, distillation token, `qk_norm` and `pre_norm`, which `ViTConfig` has, are left out here.
 """
 
 import functools
@@ -67,13 +68,19 @@ class ParallelConfig(PatchGridConfig[Model]):
     drop_path: float = 0.0  # stochastic depth, drawn for each branch
     drop_path_ramp: bool = False  # from 0 to the rate over depth (timm), or the same everywhere
     layer_scale: float | None = None  # start of the factors on the branches
+    class_token: bool = True
     prefix_positions: bool = False  # True: the table has an entry for the class token too (timm)
+    pool_norm: bool = False  # norm after the pool instead of before (timm with pool="mean")
     qkv_bias: bool = True
     norm_eps: float = 1e-6  # of the LayerNorms
 
     def check(self) -> None:
         if self.dim_head is None:
             check_heads(self.dim, self.heads)
+        check(
+            self.class_token or self.pool == "mean",
+            "class_token=False needs pool='mean': there is no token to read",
+        )
 
 
 @no_type_check
@@ -192,34 +199,39 @@ def sum_over_blocks(
 
 
 class Encoder(eqx.Module):
-    """What both models do with the patches: class token, positions, blocks, norm."""
+    """What both models do with the patches: class token, positions, blocks, norm and pool."""
 
-    class_token: Float[Array, "1 dim"]
+    class_token: Float[Array, "1 dim"] | None
     position_embedding: Float[Array, "positions dim"]
     embedding_dropout: Dropout
     blocks: Stack[Block]
     norm: LayerNorm
     prefix_positions: bool = eqx.field(static=True)
     drop_path_ramp: bool = eqx.field(static=True)
+    pool: Literal["cls", "mean"] = eqx.field(static=True)
+    pool_norm: bool = eqx.field(static=True)
 
     def __init__(self, config: EitherConfig, *, key: PRNGKeyArray) -> None:
         token_key, position_key, blocks_key = jax.random.split(key, 3)
         rows, columns = config.grid
-        positions = rows * columns + config.prefix_positions
-        self.class_token = truncated_normal()(token_key, (1, config.dim))
+        positions = rows * columns + (config.class_token and config.prefix_positions)
+        self.class_token = truncated_normal()(token_key, (1, config.dim)) if config.class_token else None
         self.position_embedding = truncated_normal()(position_key, (positions, config.dim))
         self.embedding_dropout = Dropout(config.emb_dropout)
         self.blocks = Stack.build(functools.partial(Block, config), config.depth, key=blocks_key)
         self.norm = LayerNorm(config.dim, config.norm_eps)
         self.prefix_positions = config.prefix_positions
         self.drop_path_ramp = config.drop_path_ramp
+        self.pool, self.pool_norm = config.pool, config.pool_norm
 
     def embed(
         self, patches: Float[Array, "rows columns dim"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "tokens dim"]:
         """Class token and patches, with their positions."""
         tokens = patches.reshape(-1, patches.shape[-1])
-        if self.prefix_positions:
+        if self.class_token is None:
+            tokens = tokens + self.position_embedding
+        elif self.prefix_positions:
             tokens = jnp.concatenate([self.class_token, tokens]) + self.position_embedding
         else:
             tokens = jnp.concatenate([self.class_token, tokens + self.position_embedding])
@@ -230,7 +242,13 @@ class Encoder(eqx.Module):
     ) -> Float[Array, "tokens dim"]:
         (schedule,) = drop_path_schedule([len(self.blocks)])
         scales = schedule if self.drop_path_ramp else jnp.ones(len(self.blocks))
-        return self.norm(self.blocks(tokens, xs=(scales,), key=key))
+        tokens = self.blocks(tokens, xs=(scales,), key=key)
+        return tokens if self.pool_norm else self.norm(tokens)
+
+    def read(self, features: Float[Array, "tokens dim"]) -> Float[Array, " dim"]:
+        """What the head takes."""
+        pooled = pool_tokens(features, self.pool, prefix=0 if self.class_token is None else 1)
+        return self.norm(pooled) if self.pool_norm else pooled
 
 
 class ParallelViT(StatelessImageModel[ParallelViTConfig]):
@@ -246,7 +264,7 @@ class ParallelViT(StatelessImageModel[ParallelViTConfig]):
         head                   num_classes            1000
 
     rows = height / patch height, columns = width / patch width. A block adds the sum of all its attentions, then the
-    sum of all its MLPs. The pool is the class token, or the mean of the patches.
+    sum of all its MLPs. The pool is the class token, or the mean of the patches; the norm may follow it.
     """
 
     patch_embedding: PatchEmbedding
@@ -267,12 +285,12 @@ class ParallelViT(StatelessImageModel[ParallelViTConfig]):
         return self.encoder.embed(self.patch_embedding(image), key=key)
 
     def encode(self, x: Float[Array, "tokens dim"], *, key: PRNGKeyArray | None) -> Float[Array, "tokens dim"]:
-        """All tokens, the class token first, after the final norm."""
+        """All tokens, the class token first, after the final norm (unless that one follows the pool)."""
         return self.encoder(x, key=key)
 
     def classify(self, features: Float[Array, "tokens dim"]) -> Float[Array, " classes"]:
         """Logits."""
-        return self.head(pool_tokens(features, self.config.pool, prefix=1))
+        return self.head(self.encoder.read(features))
 
     def resize_spec(self, image_size: Size) -> tuple[ParallelViTConfig, Mapping[str, Array]]:
         """The config for another image size, and the arrays that change: the table resampled as timm does it."""
@@ -318,12 +336,12 @@ class ParallelViTHMLP(StatefulImageModel[ParallelViTHMLPConfig]):
     def encode(
         self, x: Float[Array, "tokens dim"], state: State, *, key: PRNGKeyArray | None
     ) -> tuple[Float[Array, "tokens dim"], State]:
-        """All tokens, the class token first, after the final norm; and the state as it was."""
+        """All tokens, the class token first, after the final norm (unless it follows the pool); the state as it was."""
         return self.encoder(x, key=key), state
 
     def classify(self, features: Float[Array, "tokens dim"], state: State) -> tuple[Float[Array, " classes"], State]:
         """Logits, and the state as it was."""
-        return self.head(pool_tokens(features, self.config.pool, prefix=1)), state
+        return self.head(self.encoder.read(features)), state
 
     def resize_spec(self, image_size: Size) -> tuple[ParallelViTHMLPConfig, Mapping[str, Array]]:
         """The config for another image size, and the arrays that change: the table resampled as timm does it."""

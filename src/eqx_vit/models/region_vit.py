@@ -286,7 +286,7 @@ class Stage(eqx.Module):
         regions, local = (x + self.peg(x) for x in from_tokens(tokens, grid, size, self.window))
         tokens = to_tokens(regions, local, self.window)  # the padding is zero again
         if len(self.blocks) > 1:
-            tokens = self.blocks[1:](tokens, masks, xs=(drop_scales[1:],), key=rest_key)
+            tokens = self.blocks[1:](tokens, masks, xs=(drop_scales,), key=rest_key)
         return from_tokens(tokens, grid, size, self.window)
 
 

@@ -4,8 +4,9 @@ The idea: locally-grouped attention (LSA) inside windows is cheap but never leav
 (GSA), in which every token attends to a strided summary of the whole map, joins the windows. Positions come from a
 depthwise convolution (PEG) after the first block of each stage. PCPVT is the same network with global attention alone.
 
-Axes: rows, columns = the map of a stage; dim = its width. No departure from the official code (Meituan-AutoML/Twins);
-where a map is not a multiple of the window, which that code refuses, it is padded with zeros as in timm.
+Axes: rows, columns = the map of a stage; dim = its width. No departure from the official code (Meituan-AutoML/Twins),
+but that there are always four stages, as in all of its models, and that a map which is not a multiple of the window,
+which that code refuses, is padded with zeros as in timm.
 """
 
 import functools
@@ -55,7 +56,7 @@ class StageSizes(NamedTuple):
 
     dim: int
     patch_size: int
-    window: int
+    window: int  # 1: global attention in all blocks
     reduction: int
     depth: int
     heads: int
@@ -70,9 +71,9 @@ class TwinsSVTConfig(ImageModelConfig["TwinsSVT"]):
     num_classes: int = 1000
     s1_emb_dim: int = 64  # stage 1: width
     s1_patch_size: int = 4  # kernel and stride of the patch embedding
-    s1_local_patch_size: int = 7  # window of the local attention
+    s1_local_patch_size: int = 7  # window of the local attention; 1: global attention in its place
     s1_global_k: int = 8  # each k x k of the map is one key of the global attention
-    s1_depth: int = 1  # pairs of blocks, local and global; without local attention, blocks
+    s1_depth: int = 1  # pairs of blocks, local and global; without local attention, or with pairs=False, blocks
     s1_heads: int | None = None  # None: s1_emb_dim // 32
     s1_mlp_mult: int | float = 4  # MLP width, in multiples of the stage's
     s2_emb_dim: int = 128  # stage 2, as stage 1
@@ -100,6 +101,7 @@ class TwinsSVTConfig(ImageModelConfig["TwinsSVT"]):
     dropout: float = 0.0  # after the patch embedding, attention weights and output, inside and after the MLP
     drop_path: float = 0.0  # stochastic depth, from 0 to the rate over all blocks
     local_attention: bool = True  # False: Twins-PCPVT, global attention in every block
+    pairs: bool = True  # False: s1_depth to s3_depth count blocks, as s4_depth does, and may thus be odd
     qkv_bias: bool = True
 
     def check(self) -> None:
@@ -120,7 +122,8 @@ class TwinsSVTConfig(ImageModelConfig["TwinsSVT"]):
     def _stage(self, stage: int) -> StageSizes:
         values = (getattr(self, f"s{stage}_{name}") for name in STAGE_FIELDS)
         dim, patch, window, reduction, depth, heads, mult = values
-        blocks = 2 * depth if self.local_attention and stage < 4 else depth
+        blocks = 2 * depth if self.local_attention and self.pairs and stage < 4 else depth
+        window = window if self.local_attention else 1
         return StageSizes(dim, patch, window, reduction, blocks, heads or max(dim // 32, 1), int(mult * dim))
 
     @property
@@ -129,7 +132,7 @@ class TwinsSVTConfig(ImageModelConfig["TwinsSVT"]):
         least, stride = 1, 1
         for sizes in self.stages:
             stride *= sizes.patch_size
-            has_global = sizes.depth > 1 or not self.local_attention
+            has_global = sizes.depth > 1 or sizes.window == 1
             least = max(least, stride * (sizes.reduction if has_global else 1))
         return least
 
@@ -300,9 +303,9 @@ class TwinsSVT(StatelessImageModel[TwinsSVTConfig]):
 
 
 def _make_block(config: TwinsSVTConfig, sizes: StageSizes, index: int, *, key: PRNGKeyArray) -> Block:
-    """A block with local attention where `index` is odd."""
+    """A block with local attention where `index` is odd and there are windows."""
     attention_key, mlp_key = jax.random.split(key)
-    kind = LocalAttention if index % 2 and config.local_attention else GlobalAttention
+    kind = LocalAttention if index % 2 and sizes.window > 1 else GlobalAttention
     attention = kind(config, sizes, key=attention_key)
     mlp = MLP(sizes.dim, sizes.hidden_dim, dropout=config.dropout, key=mlp_key)
     return PreNormBlock(attention, mlp, sizes.dim, norm_eps=NORM_EPS, drop_path=config.drop_path)

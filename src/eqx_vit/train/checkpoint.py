@@ -1,21 +1,24 @@
 """What a run writes so that it can go on: models for `eqx_vit.load`, and one file with the whole state of training."""
 
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from eqx_vit.files import read_arrays, write_arrays
 from eqx_vit.functional import from_dicts
+from eqx_vit.layers.config import check
 from eqx_vit.paths import named_leaves, path_name
 from eqx_vit.registry import AnyConfig
 from eqx_vit.serialization import save
 from eqx_vit.train.run_folder import EpochMetrics
 from eqx_vit.train.step import TrainState, averaged_model
 
-METADATA = "eqx_vit.training_history"
+METADATA = "eqx_vit.training_state"  # the metrics so far, and a digest of these and the arrays
 
 
 def save_averaged_model(path: Path, config: AnyConfig, train: TrainState) -> None:
@@ -28,8 +31,9 @@ def save_training_state(path: Path, train: TrainState, history: Sequence[EpochMe
 
     One file, since of two files a kill could leave one old and one new.
     """
-    arrays = {path_name(at): leaf for at, leaf in jax.tree_util.tree_leaves_with_path(train)}
-    write_arrays(path, arrays, {METADATA: json.dumps([metrics._asdict() for metrics in history])})
+    arrays = {path_name(at): np.asarray(leaf) for at, leaf in jax.tree_util.tree_leaves_with_path(train)}
+    kept = {"digest": _digest(arrays, history), "history": [metrics._asdict() for metrics in history]}
+    write_arrays(path, arrays, {METADATA: json.dumps(kept)})
 
 
 def load_training_state(path: Path, make_initial: Callable[[], TrainState]) -> tuple[TrainState, list[EpochMetrics]]:
@@ -40,6 +44,14 @@ def load_training_state(path: Path, make_initial: Callable[[], TrainState]) -> t
     arrays, metadata = read_arrays(path)
     if METADATA not in metadata:
         raise ValueError(f"{path} is not a training state")
+    try:
+        kept = json.loads(metadata[METADATA])
+        history = [EpochMetrics(**line) for line in kept["history"]]
+        check(kept["digest"] == _digest(arrays, history), "its content has changed since it was written")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged: {error}; delete it, and --resume starts this run from its first step"
+        ) from error
     skeleton = jax.eval_shape(make_initial)
     shapes = named_leaves(skeleton)
     wrong = sorted(shapes.keys() ^ arrays.keys()) or [
@@ -48,4 +60,13 @@ def load_training_state(path: Path, make_initial: Callable[[], TrainState]) -> t
     if wrong:
         raise ValueError(f"{path} does not fit this run's model: {len(wrong)} arrays differ, such as {wrong[0]}")
     train = jax.tree_util.tree_map_with_path(lambda at, _: jnp.asarray(arrays[path_name(at)]), skeleton)
-    return train, [EpochMetrics(**line) for line in json.loads(metadata[METADATA])]
+    return train, history
+
+
+def _digest(arrays: Mapping[str, np.ndarray], history: Sequence[EpochMetrics]) -> str:
+    digest = hashlib.sha256(json.dumps([metrics._asdict() for metrics in history]).encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

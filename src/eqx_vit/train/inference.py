@@ -16,9 +16,9 @@ from eqx_vit.forward import forward
 from eqx_vit.functional import to_dicts
 from eqx_vit.registry import AnyModel
 from eqx_vit.serialization import load
-from eqx_vit.train.data import open_image, read_image
+from eqx_vit.train.data import open_image, read_image, to_printable
 from eqx_vit.train.progress import ProgressLog
-from eqx_vit.train.run_folder import Run, read_run, reload_data
+from eqx_vit.train.run_folder import Run, move_data, read_run, reload_data
 from eqx_vit.train.step import Arrays, EvalStep, make_eval_step
 from eqx_vit.weights.locate import read_class_names
 from eqx_vit.weights.preprocessing import preprocessing
@@ -76,25 +76,26 @@ def predict(
     return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
-def evaluate_run(folder: Path, checkpoint: str, split: str) -> str:
+def evaluate_run(folder: Path, checkpoint: str, split: str, data_folder: str | None) -> str:
     """A report on the model of a run: loss, accuracy, accuracy by class. `checkpoint` is best or last; `split` is
-    train, validation or test.
+    train, validation or test; `data_folder` is where the data are now (None: where they were).
 
     **Raises:** `ValueError` for what is not a run folder, damaged files, and data that have changed since training.
     """
     run, model = _load_run(folder, checkpoint)
     with ProgressLog() as log:
-        data = reload_data(run, log)
+        data = reload_data(run if data_folder is None else move_data(run, data_folder), log)
     indices = {"train": data.train, "validation": data.validation, "test": data.test}[split]
     step = make_eval_step(run.config, run.input_spec)
     result = evaluate(step, model, jnp.asarray(data.images), data.labels, indices, BATCH_SIZE)
     correct = result.probabilities.argmax(axis=1) == data.labels[indices]
-    width = max(len(name) for name in data.classes)
+    names = [to_printable(name) for name in data.classes]
+    width = max(map(len, names))
     lines = [
         f"{folder / f'{checkpoint}.safetensors'} on {len(indices)} {split} images: "
         f"accuracy {result.accuracy:.2%}, loss {result.loss:.4f}"
     ]
-    for label, name in enumerate(data.classes):
+    for label, name in enumerate(names):
         of_class = correct[data.labels[indices] == label]
         lines.append(f"  {name:{width}}  {of_class.mean():7.2%}  ({of_class.sum()} of {len(of_class)})")
     return "\n".join(lines)
@@ -124,7 +125,7 @@ def predict_with_preset(name: str, paths: Sequence[Path], invert: bool) -> list[
     expected = preprocessing(name)
 
     def read(path: Path) -> np.ndarray:
-        image = np.asarray(open_image(path).convert("RGB"))
+        image = np.asarray(open_image(path, 3))
         return expected.apply(255 - image if invert else image)
 
     images = _read_all(paths, read)

@@ -41,8 +41,8 @@ SAVE_SECONDS = 60.0  # within long epochs, the state is saved this often
 
 
 def train_run(folder: Path, run: Run, data: Data, log: ProgressLog, stopped: Callable[[], bool]) -> FinalMetrics | None:
-    """Train to the end, and test the best epoch. None where `stopped()` became true first; the folder can then be
-    resumed.
+    """Train to the end, and test the best epoch. None where `stopped()` became true first, or nobody reads the log any
+    more; the folder can then be resumed.
 
     A run that is killed at any instant and resumed reaches the weights of one that was not: all randomness is a
     function of (seed, step) or (seed, epoch), and the training state is one file that is replaced whole.
@@ -83,13 +83,14 @@ def train_run(folder: Path, run: Run, data: Data, log: ProgressLog, stopped: Cal
             save_averaged_model(folder / LAST, run.config, train)
             write_metrics(folder, history)
             log.write(_describe(metrics, settings.epochs) + ("  best" if is_best else ""))
-        if position == epoch_steps - 1 or stopped() or time.monotonic() - saved > SAVE_SECONDS:
+        stopping = stopped() or log.closed
+        if position == epoch_steps - 1 or stopping or time.monotonic() - saved > SAVE_SECONDS:
             # Last of all: a kill before this line repeats the epoch, and writes the same files again.
             save_training_state(folder / TRAINING_STATE, train, history)
             saved = time.monotonic()
-        if stopped() and step + 1 < total:
+        if stopping and step + 1 < total:
             return None
-    return _finish(folder, run, data, history, eval_step)
+    return _finish(folder, run, data, history, eval_step, log)
 
 
 def _load_or_make(folder: Path, make_initial: Callable[[], TrainState]) -> tuple[TrainState, list[EpochMetrics]]:
@@ -127,7 +128,9 @@ def _describe(metrics: EpochMetrics, epochs: int) -> str:
     )
 
 
-def _finish(folder: Path, run: Run, data: Data, history: list[EpochMetrics], step: EvalStep) -> FinalMetrics:
+def _finish(
+    folder: Path, run: Run, data: Data, history: list[EpochMetrics], step: EvalStep, log: ProgressLog
+) -> FinalMetrics:
     """Test the best checkpoint, and draw the two figures."""
     model, state = load(folder / BEST)
     images = jnp.asarray(data.images)
@@ -139,14 +142,15 @@ def _finish(folder: Path, run: Run, data: Data, history: list[EpochMetrics], ste
     title = (
         f"{run.settings.model}, {count_params(model):,} parameters: {test.accuracy:.2%} of {len(data.test)} test images"
     )
-    draw_curves(folder / CURVES, history, title)
     mistakes = round((1 - test.accuracy) * len(data.test))
-    draw_samples(
-        folder / SAMPLES,
-        data.images[data.test],
-        data.labels[data.test],
-        test.probabilities,
-        data.classes,
-        f"{mistakes} of {len(data.test)} test images wrong; then the least certain correct ones",
-    )
+    samples = data.images[data.test], data.labels[data.test], test.probabilities, data.classes
+    caption = f"{mistakes} of {len(data.test)} test images wrong; then the least certain correct ones"
+    for name, draw in (
+        (CURVES, lambda path: draw_curves(path, history, title)),
+        (SAMPLES, lambda path: draw_samples(path, *samples, caption)),
+    ):
+        try:
+            draw(folder / name)
+        except Exception as error:  # whatever a plotting library raises: the result is there
+            log.write(f"{name} could not be drawn: {' '.join(str(error).split())}")
     return result

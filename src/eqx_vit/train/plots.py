@@ -1,7 +1,10 @@
 """The two figures that a run leaves behind."""
 
 import io
+import unicodedata
+import warnings
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from eqx_vit.files import write_atomically
+from eqx_vit.train.data import to_printable
 from eqx_vit.train.run_folder import EpochMetrics
 
 TRAINING, VALIDATION, WRONG, GREY = "#7a8ba3", "#1f6feb", "#c62828", "#555555"
@@ -44,7 +48,7 @@ def draw_curves(path: Path, history: Sequence[EpochMetrics], title: str) -> None
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title)
+    figure.suptitle(to_printable(title), parse_math=False)
     _write(path, figure)
 
 
@@ -56,7 +60,7 @@ def draw_samples(
     classes: Sequence[str],
     title: str,
 ) -> None:
-    """Up to 40 images with predicted and true labels: mistakes first, in red, then the least certain correct ones."""
+    """Up to 40 images, the predicted label above the true one: mistakes in red, then the least certain correct ones."""
     predicted = probabilities.argmax(axis=1)
     wrong = predicted != labels
     order = np.lexsort((probabilities.max(axis=1), ~wrong))[:40]
@@ -78,19 +82,26 @@ def draw_samples(
             interpolation="bicubic",
         )
         guess, confidence = _shorten(classes[int(predicted[index])]), probabilities[index].max()
-        text = f"predicted {guess} ({confidence:.0%})\ntrue {_shorten(classes[int(labels[index])])}"
+        text = f"{guess} ({confidence:.0%})\ntrue {_shorten(classes[int(labels[index])])}"
         colour = WRONG if wrong[index] else GREY
-        axes.text(left + 0.5, top + GAP - 1, text, fontsize=7.5, color=colour, ha="center", va="bottom")
+        place = (left + 0.5, top + GAP - 1)
+        # Dollar signs in the name of a class are no mathematics.
+        axes.text(*place, text, fontsize=7.5, color=colour, ha="center", va="bottom", parse_math=False)
     axes.set(xlim=(-0.05, columns + 0.05), ylim=(GAP * rows, -0.05))  # imshow has moved them
-    figure.suptitle(title)
+    figure.suptitle(to_printable(title), parse_math=False)
     _write(path, figure)
 
 
 def _shorten(name: str) -> str:
-    return name if len(name) <= 14 else name[:13] + "…"
+    """The name, or as much of it as fits above an image; Chinese letters and their like take two places."""
+    name = to_printable(name)
+    ends = list(accumulate(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in name))
+    return name if not ends or ends[-1] <= 14 else name[: sum(end <= 13 for end in ends)] + "…"
 
 
 def _write(path: Path, figure: Figure) -> None:
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of letters that the font does not have
+        figure.savefig(content, format="png", dpi=120)
     write_atomically(path, content.getvalue())

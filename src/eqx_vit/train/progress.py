@@ -1,5 +1,8 @@
 """The progress of a run on the screen: lines of log, and below them on a terminal a live bar."""
 
+import os
+import sys
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -8,7 +11,7 @@ class ProgressLog:
     """A log and a progress bar, as a context manager; `quiet=True` shows nothing."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self._console = _Console(quiet=quiet, highlight=False, soft_wrap=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -29,6 +32,11 @@ class ProgressLog:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
+    @property
+    def closed(self) -> bool:
+        """Whether nobody reads the log any more, as after `| head`."""
+        return self._console.closed
+
     def write(self, text: str) -> None:
         """Write a line above the bar."""
         self._console.print(text, markup=False)
@@ -44,3 +52,12 @@ class ProgressLog:
     def show_step(self, step: int, epoch: int, epochs: int, loss: float) -> None:
         """Show that a step is done; `loss` is that of its batch."""
         self._bar.update(self._task, completed=step, description=f"epoch {epoch}/{epochs}", note=f"loss {loss:.3f}")
+
+
+class _Console(Console):
+    closed = False
+
+    def on_broken_pipe(self) -> None:
+        """Note it; rich's own method would end the program, and what it was training would be lost."""
+        self.quiet = self.closed = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from eqx_vit.files import write_atomically
 from eqx_vit.registry import AnyConfig, config_from_json, config_to_json
@@ -18,13 +20,14 @@ RUNS = Path("runs")  # the parent of folders without a name of their own
 CONFIG, METRICS = "config.json", "metrics.jsonl"
 BEST, LAST, TRAINING_STATE = "best.safetensors", "last.safetensors", "training_state.safetensors"
 CURVES, SAMPLES = "curves.png", "samples.png"
+LOCK = ".lock"
 
 
 class Run(NamedTuple):
     """What `config.json` holds: enough to continue, evaluate and predict.
 
     **Attributes:** `settings`; `config` of the model; `input_spec`, how images are prepared for it; `source_size`,
-    (height, width) of the images before that; `classes`; `fingerprint` of the data.
+    (height, width) of the images before that; `classes`; `fingerprint` and `split` of the data.
     """
 
     settings: Settings
@@ -33,6 +36,7 @@ class Run(NamedTuple):
     source_size: tuple[int, int]
     classes: tuple[str, ...]
     fingerprint: str
+    split: tuple[str, ...] = ()
 
 
 class EpochMetrics(NamedTuple):
@@ -73,22 +77,32 @@ def start_run(given: Mapping[str, object], log: ProgressLog) -> tuple[Run, Data]
     data = load_data(settings.data, size, config.channels, log)
     spec = InputSpec(size, config.channels, *channel_statistics(data))
     _, height, width, _ = data.images.shape
-    return Run(settings, config, spec, (height, width), data.classes, data.fingerprint), data
+    return Run(settings, config, spec, (height, width), data.classes, data.fingerprint, data.split), data
 
 
 def resume_run(folder: Path, given: Mapping[str, object], log: ProgressLog) -> tuple[Run, Data]:
-    """The run in a folder, with its data loaded again.
+    """The run in a folder, with its data loaded again. Where `given` has another folder with the same data, they have
+    moved, and the run's config.json names that one from now on.
 
     **Raises:** `ValueError` for settings in `given` that differ from the run's own, or data that have changed since.
     """
     run = read_run(folder)
     # A run goes on as it began: with other settings, none would describe it.
     own = json.loads(json.dumps(dataclasses.asdict(run.settings)))
-    wanted = json.loads(json.dumps(given))
+    wanted = json.loads(json.dumps({name: value for name, value in given.items() if name != "data"}))
     differing = [f"{name} is {own[name]!r}, not {value!r}" for name, value in wanted.items() if own[name] != value]
     if differing:
         raise ValueError(f"a resumed run keeps its settings, these differ: {'; '.join(differing)}")
-    return run, reload_data(run, log)
+    moved = move_data(run, given["data"]) if "data" in given else run
+    data = reload_data(moved, log)
+    if moved != run:
+        write_run(folder, moved)
+    return moved, data
+
+
+def move_data(run: Run, folder: object) -> Run:
+    """The run with its data in another folder; what is there `reload_data` checks."""
+    return run._replace(settings=dataclasses.replace(run.settings, data=folder))
 
 
 def reload_data(run: Run, log: ProgressLog) -> Data:
@@ -96,17 +110,92 @@ def reload_data(run: Run, log: ProgressLog) -> Data:
 
     **Raises:** `ValueError` where they have changed since, or are gone.
     """
-    data = load_data(run.settings.data, run.source_size, run.input_spec.channels, log)
+    source = run.settings.data
+    if source is not None and not Path(source).exists():
+        raise ValueError(f"there is no folder {source}: where the run's images have moved, give --data FOLDER")
+    data = load_data(source, run.source_size, run.input_spec.channels, log)
     if data.fingerprint != run.fingerprint:
-        source = run.settings.data or "scikit-learn's digits"
-        raise ValueError(f"the images of {source} have changed since the run was started: start a new run")
+        raise ValueError(
+            f"the images of {source or 'the digits'} have changed since the run was started, or are others: "
+            "start a new run"
+        )
     return data
 
 
-def next_folder(model_name: str) -> Path:
-    """The first free numbered folder in `runs`, such as `runs/003-levit_128s`."""
-    numbers = [int(match[1]) for path in RUNS.glob("*") if (match := re.match(r"(\d+)-", path.name))]
-    return RUNS / f"{max(numbers, default=0) + 1:03d}-{model_name}"
+@contextmanager
+def claim_folder(output: Path | None, run: Run) -> Iterator[Path]:
+    """A folder for a new run, locked, with its config.json: `output`, or the next numbered one in `runs`, such as
+    `runs/003-levit_128s`. Where the run fails before there is anything to go on from, it is removed again.
+
+    **Raises:** `ValueError` where `output` holds a run or anything else.
+    """
+    made = output is None or not output.exists()
+    folder = output or _make_numbered_folder(run.settings.model)
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock_folder(folder):
+        check_free(folder)
+        try:
+            write_run(folder, run)
+            yield folder
+        except Exception:
+            if not (folder / TRAINING_STATE).exists():
+                _remove_unstarted(folder, made)
+            raise
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Within it, no other process can have this lock of the folder. It ends with the process, however that ends.
+
+    **Raises:** `ValueError` where another process has it.
+    """
+    with open(folder / LOCK, "ab") as file:
+        if not _try_lock(file):
+            raise ValueError(f"another process is training the run in {folder}: wait for it, or start a new run")
+        for unfinished in folder.glob(".*.tmp"):  # left by a process that was killed
+            unfinished.unlink(missing_ok=True)
+        yield
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _try_lock(file: BinaryIO) -> bool:
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+else:
+    import fcntl
+
+    def _try_lock(file: BinaryIO) -> bool:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # some file systems of clusters have no locks
+            return True
+        return True
+
+
+def _make_numbered_folder(model_name: str) -> Path:
+    RUNS.mkdir(parents=True, exist_ok=True)
+    while True:
+        numbers = [int(match[1]) for path in RUNS.glob("*") if (match := re.match(r"(\d+)-", path.name))]
+        folder = RUNS / f"{max(numbers, default=0) + 1:03d}-{model_name}"
+        with suppress(FileExistsError):  # another run has made it since
+            folder.mkdir()
+            return folder
+
+
+def _remove_unstarted(folder: Path, made: bool) -> None:
+    """Remove what a new run has written so far, and the folder itself if it was `made` for the run."""
+    (folder / CONFIG).unlink(missing_ok=True)
+    with suppress(OSError):  # Windows keeps what is open; a folder with anything else in it stays
+        (folder / LOCK).unlink()
+        if made:
+            folder.rmdir()
 
 
 def newest_folder() -> Path:
@@ -126,13 +215,13 @@ def check_free(folder: Path) -> None:
         raise ValueError(f"{folder} is a file: --output takes a folder for the run")
     if (folder / CONFIG).exists():
         raise ValueError(f"{folder} already holds a run: continue it with --resume, or choose another --output")
-    # A run killed before it wrote its config leaves nothing but an unfinished file.
-    if folder.exists() and any(not path.name.endswith(".tmp") for path in folder.iterdir()):
+    # A run killed before it wrote its config leaves nothing but its lock and an unfinished file.
+    if folder.exists() and any(path.name != LOCK and path.suffix != ".tmp" for path in folder.iterdir()):
         raise ValueError(f"{folder} is not empty and holds no run: choose another --output")
 
 
 def write_run(folder: Path, run: Run) -> None:
-    """Make the folder, with its config.json."""
+    """Write config.json, in a new folder where there is none."""
     folder.mkdir(parents=True, exist_ok=True)
     plain = {
         "settings": dataclasses.asdict(run.settings),
@@ -141,6 +230,7 @@ def write_run(folder: Path, run: Run) -> None:
         "source_size": run.source_size,
         "classes": run.classes,
         "fingerprint": run.fingerprint,
+        "split": run.split,
     }
     write_atomically(folder / CONFIG, (json.dumps(plain, indent=2) + "\n").encode())
 
@@ -165,6 +255,7 @@ def read_run(folder: Path) -> Run:
             tuple(plain["source_size"]),
             tuple(plain["classes"]),
             plain["fingerprint"],
+            tuple(plain.get("split", ())),
         )
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error

@@ -27,6 +27,7 @@ FINAL_FRACTION = 0.01  # of the peak learning rate, at the last step
 
 Arrays: TypeAlias = dict[str, Any]  # nested
 Images: TypeAlias = UInt8[Array, "images height width source_channels"]
+Indices: TypeAlias = Int[Array, " batch"] | Int[np.ndarray, " batch"]  # numpy's where JAX_DISABLE_JIT is set
 
 
 class TrainState(NamedTuple):
@@ -136,7 +137,7 @@ def make_eval_step(config: AnyConfig, input_spec: InputSpec) -> EvalStep:
 
 
 def _train_step(
-    config: StepConfig, train: TrainState, images: Images, labels: Int[Array, " images"], indices: Int[Array, " batch"]
+    config: StepConfig, train: TrainState, images: Images, labels: Int[Array, " images"], indices: Indices
 ) -> tuple[TrainState, Float[Array, ""]]:
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), train.step)
     augmentation_key, model_key = jax.random.split(key)
@@ -192,7 +193,7 @@ def _eval_step(
     params: Arrays,
     state: Arrays,
     images: Images,
-    indices: Int[Array, " batch"],
+    indices: Indices,
 ) -> Float[Array, "batch classes"]:
     batch = prepare_batch(images[indices], input_spec, identity_affines(indices.shape[0]))
     logits, _ = apply(params, state, None, batch)

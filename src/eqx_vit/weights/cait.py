@@ -2,11 +2,12 @@
 
 from eqx_vit.layers.config import pair
 from eqx_vit.models.cait import CaiTConfig
-from eqx_vit.weights.checkpoints import Checkpoints
+from eqx_vit.weights.checkpoints import Checkpoints, check_head_dim
 from eqx_vit.weights.rules import Constant, Rule, copy, fuse, patch_embedding, stack, timm_block, token, weight_and_bias
 
 
 def _official(config: CaiTConfig) -> list[Rule | Constant]:
+    check_head_dim("the official CaiT", config.dim, config.heads, config.dim_head)
     scales = [copy("layer_scale1.gamma", "gamma_1"), copy("layer_scale2.gamma", "gamma_2")]
     block = [
         *timm_block(),

@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Array, Float
 
 from eqx_vit.layers import resize_grid
-from eqx_vit.layers.config import Size
+from eqx_vit.layers.config import Size, check
 from eqx_vit.registry import AnyConfig, find_architecture
 from eqx_vit.weights.rules import Constant, KeyRenames, Rule
 
@@ -55,6 +55,23 @@ def find_differences(config: AnyConfig, other: AnyConfig) -> list[str]:
         return ["the architecture"]
     names = [entry.name for entry in fields(config) if entry.name not in ADAPTABLE_FIELDS and "drop" not in entry.name]
     return [name for name in names if getattr(config, name) != getattr(other, name)]
+
+
+def check_held(code: str, config: AnyConfig, held: Mapping[str, object]) -> None:
+    """Raise `ValueError` for the fields of a config in which its model is none that a source's code can make.
+
+    **Arguments:** `held` has the values that these fields have in all models of that code.
+    """
+    different = [name for name, value in held.items() if getattr(config, name) != value]
+    check(not different, f"{code} cannot have this model's {', '.join(different)}: use another layout")
+
+
+def check_head_dim(code: str, dim: int, heads: int, dim_head: int | None, name: str = "dim_head") -> None:
+    """Raise `ValueError` for heads of another width than dim // heads, the only one in most codes."""
+    check(
+        dim_head is None or dim_head * heads == dim,
+        f"{code} has heads of dim // heads = {dim // heads}, this model's {name} is {dim_head}: use another layout",
+    )
 
 
 def find_image_size(config: AnyConfig) -> Size | None:

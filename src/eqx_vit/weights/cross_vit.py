@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from eqx_vit.models.cross_vit import CrossViTConfig
-from eqx_vit.weights.checkpoints import Checkpoints
+from eqx_vit.weights.checkpoints import Checkpoints, check_head_dim
 from eqx_vit.weights.rules import (
     Constant,
     KeyRenames,
@@ -27,6 +27,12 @@ def _timm(config: CrossViTConfig) -> list[Rule | Constant]:
 
 def _rules(config: CrossViTConfig, dot: str) -> list[Rule | Constant]:
     """`dot` stands before the branch's number in the names of tokens and tables, the one difference of the two."""
+    code = "the official CrossViT"
+    check_head_dim(code, config.sm_dim, config.sm_enc_heads, config.sm_enc_dim_head, "sm_enc_dim_head")
+    check_head_dim(code, config.lg_dim, config.lg_enc_heads, config.lg_enc_dim_head, "lg_enc_dim_head")
+    for branch in config.branches:
+        heads = config.cross_attn_heads or branch.heads
+        check_head_dim(code, branch.dim, heads, config.cross_attn_dim_head, "cross_attn_dim_head")
     rules: list[Rule | Constant] = []
     for index, branch in enumerate(config.branches):
         ours, theirs = f"embeddings.{index}", f"patch_embed.{index}.proj"

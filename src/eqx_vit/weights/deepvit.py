@@ -1,8 +1,10 @@
 """DeepViT's names in the official code (zhoudaquan/dvit_repo)."""
 
+import itertools
+
 from eqx_vit.layers.config import pair
 from eqx_vit.models.deepvit import DeepViTConfig
-from eqx_vit.weights.checkpoints import Checkpoints
+from eqx_vit.weights.checkpoints import Checkpoints, check_head_dim
 from eqx_vit.weights.rules import (
     Constant,
     Rule,
@@ -18,8 +20,9 @@ from eqx_vit.weights.rules import (
 
 
 def _official(config: DeepViTConfig) -> list[Rule | Constant]:
+    check_head_dim("the official DeepViT", config.dim, config.heads, config.dim_head)
     prefixes = [f"blocks.{index}." for index in range(config.depth)]
-    plain, _ = config.depths
+    ends = list(itertools.accumulate(config.depths))
     height, width = pair(config.patch_size)
     patch_size = (height // 2, width // 2) if config.convolutional_stem else (height, width)
     re_attention_block = [
@@ -33,13 +36,17 @@ def _official(config: DeepViTConfig) -> list[Rule | Constant]:
         copy("attention.mix.bias", "attn.reatten_matrix.bias"),
         *batch_norm("attention.mix_norm", "attn.var_norm"),
     ]
+    stacks = ("blocks", "re_attention_blocks", *(f"later_blocks.{index}" for index in range(len(ends) - 2)))
+    runs = (
+        stack(ours, prefixes[end - depth : end], re_attention_block if index % 2 else timm_block())
+        for index, (ours, depth, end) in enumerate(zip(stacks, config.depths, ends, strict=True))
+    )
     return [
         *(_stem() if config.convolutional_stem else []),
         *patch_embedding("patch_embedding", "patch_embed.proj", patch_size),
         token("class_token", "cls_token"),
         token("position_embedding", "pos_embed"),
-        *stack("blocks", prefixes[:plain], timm_block()),
-        *stack("re_attention_blocks", prefixes[plain:], re_attention_block),
+        *itertools.chain(*runs),
         *weight_and_bias("norm", "norm"),
         *weight_and_bias("head", "head"),
     ]

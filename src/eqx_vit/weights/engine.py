@@ -7,7 +7,7 @@ that takes no memory (all its strides are 0), gives the shapes that loading expe
 import dataclasses
 import fnmatch
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,17 +15,30 @@ from equinox.nn import State
 from jaxtyping import PRNGKeyArray
 from numpy.typing import ArrayLike
 
+from eqx_vit.arguments import check_arguments
 from eqx_vit.create import make_skeleton
+from eqx_vit.files import is_finite
 from eqx_vit.layers import check_key
 from eqx_vit.layers.config import Size, no_type_check
 from eqx_vit.paths import Leaf, named_leaves, named_statistics, with_named_leaves, with_named_statistics
 from eqx_vit.registry import AnyModel
 from eqx_vit.surgery import HEADS, Model, find_exchanged_arrays, rebuild, replace_head
-from eqx_vit.weights.names import canonical_name, name_map
+from eqx_vit.weights.names import (
+    canonical_name,
+    find_frequent_prefix,
+    find_prefix,
+    find_renames,
+    known_names,
+    name_map,
+    unwrapped_name,
+)
 from eqx_vit.weights.resizing import resize_from
 from eqx_vit.weights.rules import Constant, Rule
 
+_MOST, _LONGEST = 50, 300  # problems in one report, and characters of each
 
+
+@check_arguments
 @no_type_check
 def load_state_dict(
     model: Model,
@@ -39,6 +52,7 @@ def load_state_dict(
     image_size: Size | None = None,
     channels: int | None = None,
     key: PRNGKeyArray | None = None,
+    allow_nonfinite: bool = False,
 ) -> tuple[Model, State]:
     """The model and state with the arrays of a foreign checkpoint, in the dtypes of the model.
 
@@ -48,16 +62,19 @@ def load_state_dict(
     **Arguments:**
 
     - `source` names the layout: `"timm"`, `"official"` (the paper's repository), `"hf"` (transformers) or `"flax"`.
-        Older spellings of its names are known too.
+        Older spellings of its names are known too. `module.` and `_orig_mod.` before a name do not count, nor does what
+        stands before all of them, such as `model.` or `encoder.backbone.`.
     - `skip`: patterns of foreign names to ignore. `allow_missing`: patterns of foreign names that may be missing.
     - `num_classes`: a checkpoint's head for another number of classes is left out. The head is then the model's own if
         it has that many classes, else a fresh one, which needs `key`.
     - `image_size`: the model is resized after loading, its position tables by the rule of the source.
     - `channels`: the kernels that read the image, made for RGB, are summed for 1 channel, and for other numbers
         repeated and scaled by 3 / channels, as timm does it.
+    - `allow_nonfinite` takes weights that are infinite or NaN.
 
-    **Raises:** `ValueError` with every missing, unexpected and mis-shaped name; for a request that cannot be met; for a
-    model with arrays that no map names, as a part of your own may have. Nothing has changed then.
+    **Raises:** `ValueError` with the missing, unexpected and mis-shaped names; for a request that cannot be met; for a
+    model that the source's code cannot have, or with arrays that no map names, as a part of your own may have. Nothing
+    has changed then.
     """
     _check_stock_arrays(model, state)
     given, problems = _canonicalise(model, source, state_dict, skip)
@@ -69,9 +86,9 @@ def load_state_dict(
     leaves = _all_leaves(model, state)
     entries = name_map(model.config, source)
     rules, constants = _select(entries, leaves, source)
-    known = _names([*rules, *constants])
+    known = known_names([*rules, *constants])
     if num_classes is not None:
-        known |= _names(entry for entry in entries if _is_head(entry))
+        known |= known_names(entry for entry in entries if _is_head(entry))
         rules = _without_misfitting_head(rules, leaves, given)
     loaded: dict[str, np.ndarray] = {}
     for rule in rules:
@@ -79,18 +96,23 @@ def load_state_dict(
         problems += [text for name, text in mismatches.items() if name in given or not _matches(name, allow_missing)]
         if not mismatches:
             loaded[rule.ours] = rule.load(given)
+            infinite = [] if allow_nonfinite else [name for name in rule.names if not is_finite(given[name])]
+            problems += [f"{name} has infinite or NaN weights (allow_nonfinite=True takes them)" for name in infinite]
     problems += [f"unexpected {name}" for name in given if name not in known]
     if problems:
-        report = "\n  ".join(dict.fromkeys(problems))
+        problems = [*_prefix_hint(model, source, given), *dict.fromkeys(problems)]
+        report = "\n  ".join(_shorten(problems))
         raise ValueError(f"the {source} weights do not fit this {type(model).__name__}:\n  {report}")
     model, state = _assign(model, state, leaves, loaded)
     return (model if image_size is None else resize_from(model, image_size, source)), state
 
 
+@check_arguments
+@no_type_check
 def to_state_dict(model: AnyModel, state: State, target: str) -> dict[str, np.ndarray]:
     """The arrays of the model under the names and in the layout of `target`, as `load_state_dict` takes them.
 
-    **Raises:** `ValueError` for a model with arrays that the layout has no names for.
+    **Raises:** `ValueError` for a model that the target's code cannot have, or with arrays that it has no names for.
     """
     _check_stock_arrays(model, state)
     leaves = _all_leaves(model, state)
@@ -121,13 +143,32 @@ def _canonicalise(
     """The checkpoint's arrays under the names that the maps use, and what is wrong with those names."""
     given: dict[str, np.ndarray] = {}
     problems = []
+    state_dict = {name: array for name, array in state_dict.items() if not _matches(name, skip)}
+    prefix, renames = find_prefix(model.config, source, state_dict), find_renames(model.config, source)
     for name, array in state_dict.items():
-        canonical = None if _matches(name, skip) else canonical_name(model.config, source, name)
+        own = unwrapped_name(name[len(prefix) :])
+        canonical = None if _matches(own, skip) else canonical_name(renames, own)
         if canonical in given:
             problems.append(f"{name} is given twice, as {canonical} too")
         elif canonical is not None:
             given[canonical] = np.asarray(array)
     return given, problems
+
+
+def _prefix_hint(model: AnyModel, source: str, given: Collection[str]) -> list[str]:
+    """What to do where the weights are a part of what was given."""
+    prefix = find_frequent_prefix(model.config, source, given)
+    if not prefix:
+        return []
+    stripped = f"{{name.removeprefix({prefix!r}): array for name, array in weights.items()}}"
+    way = f"give {stripped}, and skip= for what is not of this model"
+    return [f"its names have {prefix!r} before them, but not all that was given: {way}"]
+
+
+def _shorten(problems: list[str]) -> list[str]:
+    """As many problems as a reader can use, none of them longer than a few lines."""
+    shown = [text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..." for text in problems[:_MOST]]
+    return shown if len(problems) <= _MOST else [*shown, f"and {len(problems) - _MOST} more"]
 
 
 def _change_channels(
@@ -178,7 +219,10 @@ def _select(
     rules = [entry for entry in selected if isinstance(entry, Rule)]
     unnamed = sorted(leaves.keys() - {rule.ours for rule in rules})
     if unnamed:
-        raise ValueError(f"the {source} layout has no names for these arrays of the model: {', '.join(unnamed)}")
+        raise ValueError(
+            f"the {source} layout has no names for these arrays of the model: {', '.join(_shorten(unnamed))}; "
+            "use another layout"
+        )
     return rules, [entry for entry in selected if isinstance(entry, Constant)]
 
 
@@ -211,10 +255,6 @@ def _foreign_shapes(rule: Rule, leaves: Mapping[str, Leaf]) -> dict[str, tuple[i
     return {name: array.shape for name, array in rule.save(blank).items()}
 
 
-def _names(entries: Iterable[Rule | Constant]) -> set[str]:
-    return {name for entry in entries for name in entry.names}
-
-
 def _is_head(entry: Rule | Constant) -> bool:
     return entry.beside is not None and entry.beside.split(".")[0] in HEADS
 
@@ -229,5 +269,6 @@ def _assign(
     return model, with_named_statistics(model, state, {name: a for name, a in arrays.items() if name not in own})
 
 
+@no_type_check
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

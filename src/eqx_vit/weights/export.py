@@ -8,6 +8,7 @@ from typing import Literal
 
 from equinox.nn import State
 
+from eqx_vit.arguments import check_arguments
 from eqx_vit.files import write_arrays, write_atomically
 from eqx_vit.layers.config import check, pair
 from eqx_vit.registry import AnyConfig, AnyModel, find_preset, list_models
@@ -16,6 +17,7 @@ from eqx_vit.weights.engine import to_state_dict
 from eqx_vit.weights.preprocessing import Preprocessing
 
 
+@check_arguments
 def export(
     folder: str | os.PathLike[str],
     model: AnyModel,

@@ -8,6 +8,8 @@ import urllib.request
 from pathlib import Path
 from types import ModuleType
 
+from eqx_vit.weights.read import find_in_folder, read_index
+
 _HUB = "hf-hub:"
 
 
@@ -20,7 +22,8 @@ def fetch(place: str, file: str, *, sha256: str | None = None) -> Path:
     """A file on this machine, downloaded if it has to be.
 
     **Arguments:** `place` is `hf-hub:owner/name` (or `...@revision`), the URL of the file itself, a local folder or a
-    local file; `file` the name within a repository or folder, and the one that a download from a URL gets.
+    local file; `file` the name within a repository or folder, and the one that a download from a URL gets. Where a
+    repository or folder holds a `.safetensors` file in parts, their index comes back.
 
     **Raises:** `FileNotFoundError` that says what to do for a file that is not there and cannot be downloaded;
     `ValueError` for a file that `sha256` does not fit; `ImportError` without huggingface_hub.
@@ -31,7 +34,7 @@ def fetch(place: str, file: str, *, sha256: str | None = None) -> Path:
         path = _from_url(place, file, sha256)
     else:
         path = Path(place).expanduser()
-        path = path / file if path.is_dir() else path
+        path = find_in_folder(path, file) if path.is_dir() else path
         if not path.exists():
             raise FileNotFoundError(f"there is no file {path}")
     if sha256 is not None and _digest(path) != sha256:
@@ -42,11 +45,27 @@ def fetch(place: str, file: str, *, sha256: str | None = None) -> Path:
 def _from_hub(name: str, file: str) -> Path:
     hub = _huggingface_hub()
     repository, _, revision = name.partition("@")
-    try:
+    absent = (OSError, hub.errors.EntryNotFoundError)  # every error of the network is an OSError
+
+    def download(file: str) -> Path:
         return Path(hub.hf_hub_download(repository, file, revision=revision or None))
+
+    def download_parts() -> Path | None:
+        with contextlib.suppress(*absent):
+            index = download(f"{file}.index.json")
+            for part in read_index(index):
+                download(part)
+            return index
+        return None
+
+    try:
+        return download(file)
     except hub.errors.HFValidationError as error:
         raise ValueError(f"{_HUB}{name} is not the name of a repository: {error}") from error
-    except (OSError, hub.errors.EntryNotFoundError) as error:  # every error of the network is an OSError
+    except absent as error:
+        index = download_parts() if file.endswith(".safetensors") else None
+        if index is not None:
+            return index
         raise FileNotFoundError(
             f"{file} of {_HUB}{name} is not in the cache {hub.constants.HF_HUB_CACHE} and cannot be downloaded "
             f"({_first_line(error)}). Where the hub can be reached, run: hf download {repository} {file}; "

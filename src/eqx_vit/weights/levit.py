@@ -71,6 +71,9 @@ def _official(config: LeViTConfig) -> list[Rule | Constant]:
 
 
 def _timm(config: LeViTConfig) -> list[Rule | Constant]:
+    _check_downsampling("timm's LeViT", config)
+    key_dims = sorted({stage.key_dim for stage in config.stage_sizes})
+    check(len(key_dims) == 1, f"timm's LeViT has one dim_key in all stages, this one {key_dims}: use another layout")
     names = _Names(
         stem=tuple(f"stem.conv{index + 1}" for index in range(4)),
         stem_conv="linear",
@@ -93,6 +96,13 @@ def _timm(config: LeViTConfig) -> list[Rule | Constant]:
 
 
 def _hf(config: LeViTConfig) -> list[Rule | Constant]:
+    _check_downsampling("transformers' LeViT", config)
+    check(config.stages == 3, f"transformers' LeViT has 3 stages, this one {config.stages}")
+    check(
+        all(stage.value_dim % stage.key_dim == 0 for stage in config.stage_sizes),
+        "transformers' LeViT needs dim_value to be multiples of dim_key, given "
+        f"{config.dim_value} and {config.dim_key}",
+    )
     depths = [sizes.depth for sizes in config.stage_sizes]
     layer = "levit.encoder.stages.{}.layers.{}."
     names = _Names(
@@ -114,6 +124,21 @@ def _hf(config: LeViTConfig) -> list[Rule | Constant]:
         head_linear="linear",
     )
     return _rules(config, names)
+
+
+def _check_downsampling(code: str, config: LeViTConfig) -> None:
+    """Both ports derive the downsampling attentions from the first stage's key size, and have MLPs of 2 * dim there."""
+    stages = config.stage_sizes[:-1]
+    key_dim = config.stage_sizes[0].key_dim
+    expected = [(stage.dim // key_dim, key_dim, 4 * key_dim, 2) for stage in stages]
+    found = [
+        (stage.downsample_heads, stage.downsample_key_dim, stage.downsample_value_dim, stage.downsample_mlp_mult)
+        for stage in stages
+    ]
+    check(
+        found == expected,
+        f"{code} has downsampling blocks of (heads, dim_key, dim_value, mlp_mult) {expected}, this one of {found}",
+    )
 
 
 def _rules(config: LeViTConfig, names: _Names) -> list[Rule | Constant]:
@@ -150,7 +175,7 @@ def _attention(sizes: StageSizes, names: _Names) -> list[Rule | Constant]:
 
 
 def _attention_downsample(sizes: StageSizes, names: _Names) -> list[Rule | Constant]:
-    order = _head_major(sizes.downsample_heads, sizes.key_dim, sizes.downsample_value_dim)
+    order = _head_major(sizes.downsample_heads, sizes.downsample_key_dim, sizes.downsample_value_dim)
     return [
         *_linear_norm("attention.key_value", names.key_value, names, order),
         *_linear_norm("attention.query", names.query, names),
@@ -193,19 +218,6 @@ _TABLES: KeyRenames = [(r".*\.attention_bias_idxs", None)]
 def _describe(config: LeViTConfig) -> dict[str, object]:
     """transformers' `LevitConfig`."""
     stages = config.stage_sizes
-    # transformers derives the downsampling attentions from the first stage's key size.
-    expected = [(stage.dim // stages[0].key_dim, 4 * stages[0].key_dim) for stage in stages[:-1]]
-    found = [(stage.downsample_heads, stage.downsample_value_dim) for stage in stages[:-1]]
-    check(config.stages == 3, f"transformers' LeViT has 3 stages, this one {config.stages}")
-    check(
-        found == expected,
-        f"transformers' LeViT has downsampling attentions of (heads, dim_value) {expected}, this one of {found}",
-    )
-    check(
-        all(stage.value_dim % stage.key_dim == 0 for stage in stages),
-        "transformers' LeViT needs dim_value to be multiples of dim_key, given "
-        f"{config.dim_value} and {config.dim_key}",
-    )
     teacher = "WithTeacher" if config.num_distill_classes else ""
     return {
         "model_type": "levit",

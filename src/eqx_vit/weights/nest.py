@@ -7,7 +7,7 @@ import numpy as np
 from eqx_vit.layers.config import check, pair
 from eqx_vit.models.nest import NesTConfig, StageSizes
 from eqx_vit.weights import linen
-from eqx_vit.weights.checkpoints import Checkpoints
+from eqx_vit.weights.checkpoints import Checkpoints, check_head_dim, check_held
 from eqx_vit.weights.rules import (
     Constant,
     Join,
@@ -24,6 +24,7 @@ from eqx_vit.weights.rules import (
 
 def _timm(config: NesTConfig) -> list[Rule | Constant]:
     check(not config.multi_query, "timm has no NesT with multi_query=True: use source='official'")
+    _check_heads("timm's NesT", config)
     rules = patch_embedding("patch_embedding", "patch_embed.proj", pair(config.patch_size))
     for stage, sizes in enumerate(config.stages):
         # timm merges the heads with the head innermost.
@@ -44,7 +45,14 @@ def _timm(config: NesTConfig) -> list[Rule | Constant]:
     return [*rules, *weight_and_bias("norm", "norm"), *weight_and_bias("head", "head")]
 
 
+def _check_heads(code: str, config: NesTConfig) -> None:
+    for sizes in config.stages:
+        check_head_dim(code, sizes.dim, sizes.heads, config.dim_head)
+
+
 def _flax(config: NesTConfig) -> list[Rule | Constant]:
+    _check_heads("the official NesT", config)
+    check_held("the official NesT", config, {"pool_padding": "same"})
     rules = linen.patch_embedding("patch_embedding", "PatchEmbedding_0/Conv_0", pair(config.patch_size))
     ends = accumulate(sizes.depth for sizes in config.stages)
     for stage, (sizes, end) in enumerate(zip(config.stages, ends, strict=True)):

@@ -2,7 +2,7 @@
 
 from eqx_vit.layers.config import check, pair
 from eqx_vit.models.parallel_vit import HMLP_CUTS, EitherConfig, ParallelViTConfig, ParallelViTHMLPConfig
-from eqx_vit.weights.checkpoints import Checkpoints, resize_grid_bicubic
+from eqx_vit.weights.checkpoints import Checkpoints, check_head_dim, check_held, resize_grid_bicubic
 from eqx_vit.weights.rules import (
     Constant,
     Rule,
@@ -28,7 +28,7 @@ def _timm(config: ParallelViTConfig) -> list[Rule | Constant]:
         attentions, mlps = [("norm1", "attn", "ls1.gamma")], [("norm2", "mlp", "ls2.gamma")]
     return [
         *patch_embedding("patch_embedding", "patch_embed.proj", pair(config.patch_size)),
-        *_encoder(config, attentions, mlps),
+        *_encoder(config, "fc_norm" if config.pool_norm else "norm", attentions, mlps),
     ]
 
 
@@ -50,13 +50,16 @@ def _official_hmlp(config: ParallelViTHMLPConfig) -> list[Rule | Constant]:
 def _official_encoder(config: EitherConfig) -> list[Rule | Constant]:
     branches = config.num_parallel_branches
     check(branches <= 2, f"the official layout has one or two branches, not {branches}: use 'timm'")
+    check_head_dim("DeiT's ViT", config.dim, config.heads, config.dim_head)
+    check_held("DeiT's ViT", config, {"class_token": True, "prefix_positions": False, "pool_norm": False})
     attentions = [("norm1", "attn", "gamma_1"), ("norm11", "attn1", "gamma_1_1")][:branches]
     mlps = [("norm2", "mlp", "gamma_2"), ("norm21", "mlp1", "gamma_2_1")][:branches]
-    return _encoder(config, attentions, mlps)
+    return _encoder(config, "norm", attentions, mlps)
 
 
 def _encoder(
     config: EitherConfig,
+    norm: str,
     attentions: list[tuple[str, str, str]],
     mlps: list[tuple[str, str, str]],
 ) -> list[Rule | Constant]:
@@ -65,7 +68,7 @@ def _encoder(
         token("class_token", "cls_token"),
         token("position_embedding", "pos_embed"),
         *stack("blocks", [f"blocks.{index}." for index in range(config.depth)], block),
-        *weight_and_bias("norm", "norm"),
+        *weight_and_bias("norm", norm),
     ]
     return [*with_prefix("encoder.", "", encoder), *weight_and_bias("head", "head")]
 

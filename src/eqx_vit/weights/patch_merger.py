@@ -7,7 +7,7 @@ import numpy as np
 
 from eqx_vit.layers.config import check, pair
 from eqx_vit.models.patch_merger import PatchMergerViTConfig
-from eqx_vit.weights.checkpoints import Checkpoints
+from eqx_vit.weights.checkpoints import Checkpoints, check_held
 from eqx_vit.weights.rules import (
     Constant,
     Join,
@@ -29,6 +29,7 @@ _WITHOUT_LAST = Join(
 
 def _timm(config: PatchMergerViTConfig) -> list[Rule | Constant]:
     check(not config.patch_norm, "timm's ViT has no norms around its patch embedding: use the vit_pytorch layout")
+    check_held("timm's ViT", config, {"project_out": True})
     return [
         *patch_embedding("patch_embedding", "patch_embed.proj", pair(config.patch_size)),
         token("position_embedding", "pos_embed"),
@@ -40,6 +41,14 @@ def _timm(config: PatchMergerViTConfig) -> list[Rule | Constant]:
 
 
 def _vit_pytorch(config: PatchMergerViTConfig) -> list[Rule | Constant]:
+    one_head = config.heads == 1 and config.dim_head in (None, config.dim)
+    held: dict[str, object] = {
+        "qkv_bias": False,
+        "patch_norm": True,
+        "patch_merge_norm": True,
+        "project_out": not one_head,
+    }
+    check_held("vit-pytorch's ViT with a PatchMerger", config, held)
     block = [
         *weight_and_bias("norm1", "0.norm"),
         *weight_and_bias("attention.qkv", "0.to_qkv"),

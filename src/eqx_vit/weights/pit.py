@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from eqx_vit.models.pit import PiTConfig
-from eqx_vit.weights.checkpoints import Checkpoints
+from eqx_vit.weights.checkpoints import Checkpoints, check_head_dim
 from eqx_vit.weights.rules import Constant, Rule, relayout, stack, timm_block, token, weight_and_bias
 
 
@@ -16,6 +16,8 @@ def _timm(config: PiTConfig) -> list[Rule | Constant]:
 
 
 def _rules(config: PiTConfig, pool_name: Callable[[int], str]) -> list[Rule | Constant]:
+    for sizes in config.stages:
+        check_head_dim("the official PiT", sizes.dim, sizes.heads, sizes.dim_head)
     rules: list[Rule | Constant] = [
         token("class_token", "cls_token"),
         relayout("position_embedding", "pos_embed", "one dim rows columns -> (one rows) columns dim", {"one": 1}),

@@ -6,7 +6,7 @@ from eqx_vit.layers import resize_grid, sincos_2d
 from eqx_vit.layers.config import pair
 from eqx_vit.models.simple_vit import SimpleViTConfig
 from eqx_vit.weights import linen
-from eqx_vit.weights.checkpoints import Checkpoints
+from eqx_vit.weights.checkpoints import Checkpoints, check_head_dim
 from eqx_vit.weights.rules import Constant, Rule, patch_embedding, stack, timm_block, token, weight_and_bias
 
 
@@ -24,6 +24,7 @@ def _official_scan(config: SimpleViTConfig) -> list[Rule | Constant]:
 
 
 def _around_blocks(config: SimpleViTConfig) -> list[Rule | Constant]:
+    check_head_dim("big_vision's ViT", config.dim, config.heads, config.dim_head)
     attention = "MAPHead_0/MultiHeadDotProductAttention_0"
     return [
         *linen.patch_embedding("patch_embedding", "embedding", pair(config.patch_size)),

@@ -1,11 +1,20 @@
 """T2T-ViT's names in the official code (yitu-opensource/T2T-ViT)."""
 
+from eqx_vit.layers.config import check
 from eqx_vit.models.t2t import T2TViTConfig
-from eqx_vit.weights.checkpoints import Checkpoints
+from eqx_vit.weights.checkpoints import Checkpoints, check_head_dim
 from eqx_vit.weights.rules import Constant, Rule, copy, relayout, stack, timm_block, token, weight_and_bias, with_prefix
 
 
 def _official(config: T2TViTConfig) -> list[Rule | Constant]:
+    code = "the official T2T-ViT"
+    check_head_dim(code, config.dim, config.heads, config.dim_head)
+    splits, features = ((7, 4, 2), (3, 2, 1), (3, 2, 1)), config.token_dim // 2
+    check(config.splits == splits, f"{code} has t2t_layers {splits}, given {config.splits}")
+    check(
+        config.tokens_type == "transformer" or config.num_random_features == features,
+        f"{code} has token_dim // 2 = {features} random_features, this model {config.num_random_features}",
+    )
     *kernels, last = (kernel for kernel, *_ in config.splits)
     layer = _performer if config.tokens_type == "performer" else _transformer
     rules = [

@@ -1,7 +1,7 @@
 """Twins' names in the official code (Meituan-AutoML/Twins) and timm, which are the same."""
 
 from eqx_vit.models.twins_svt import StageSizes, TwinsSVTConfig
-from eqx_vit.weights.checkpoints import Checkpoints
+from eqx_vit.weights.checkpoints import Checkpoints, check_held
 from eqx_vit.weights.rules import (
     Constant,
     Rule,
@@ -14,6 +14,7 @@ from eqx_vit.weights.rules import (
 
 
 def _official(config: TwinsSVTConfig) -> list[Rule | Constant]:
+    check_held("the official Twins", config, {"peg_kernel_size": 3})
     rules: list[Rule | Constant] = []
     for index, sizes in enumerate(config.stages):
         rules += with_prefix(f"stages.{index}.", "", _stage(index, sizes))

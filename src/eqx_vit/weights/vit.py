@@ -4,7 +4,7 @@ from eqx_vit.layers import resize_grid_corners
 from eqx_vit.layers.config import check, pair
 from eqx_vit.models.vit import ViTConfig
 from eqx_vit.weights import linen
-from eqx_vit.weights.checkpoints import Checkpoints, find_differences, resize_grid_bicubic
+from eqx_vit.weights.checkpoints import Checkpoints, check_head_dim, check_held, find_differences, resize_grid_bicubic
 from eqx_vit.weights.rules import (
     Constant,
     KeyRenames,
@@ -21,12 +21,33 @@ from eqx_vit.weights.rules import (
 
 
 def _timm(config: ViTConfig) -> list[Rule | Constant]:
+    _check_distilled("timm's distilled ViT", config)
     return _torch(config, "ls1.gamma", "ls2.gamma")
 
 
 def _official(config: ViTConfig) -> list[Rule | Constant]:
     """facebookresearch/deit."""
+    code = "DeiT's ViT"
+    check_head_dim(code, config.dim, config.heads, config.dim_head)
+    held: dict[str, object] = {
+        "class_token": True,
+        "register_tokens": 0,
+        "qk_norm": False,
+        "pre_norm": False,
+    }
+    check_held(code, config, held)
+    check(not config.norm_after_pool, f"{code} has no norm after the pool: give pool_norm=False, or use another layout")
+    _check_distilled(code, config)
+    check(
+        config.layer_scale is None or not config.prefix_positions,
+        f"{code} has layer_scale only in models of prefix_positions=False: use another layout",
+    )
     return _torch(config, "gamma_1", "gamma_2")
+
+
+def _check_distilled(code: str, config: ViTConfig) -> None:
+    if config.distillation:
+        check_held(code, config, {"prefix_positions": True})
 
 
 def _torch(config: ViTConfig, layer_scale1: str, layer_scale2: str) -> list[Rule | Constant]:
@@ -54,6 +75,9 @@ def _torch(config: ViTConfig, layer_scale1: str, layer_scale2: str) -> list[Rule
 
 def _hf(config: ViTConfig) -> list[Rule | Constant]:
     """transformers 5, and (DeiT) its older names for the second token and head."""
+    code = "transformers' ViT"
+    check_head_dim(code, config.dim, config.heads, config.dim_head)
+    check_held(code, config, {"class_token": True, "prefix_positions": True})
     body = "deit" if config.distillation else "vit"
     block = [
         *weight_and_bias("norm1", "layernorm_before"),
@@ -82,6 +106,9 @@ def _hf(config: ViTConfig) -> list[Rule | Constant]:
 
 
 def _flax(config: ViTConfig) -> list[Rule | Constant]:
+    code = "google-research's ViT"
+    check_head_dim(code, config.dim, config.heads, config.dim_head)
+    check_held(code, config, {"qkv_bias": True} | ({"prefix_positions": True} if config.class_token else {}))
     block = linen.block(config.heads)
     return [
         token("class_token", "cls"),
