@@ -73,15 +73,14 @@ def _draw(name: str, shape: Sequence[int], kind: str, first: Any, second: Any) -
 def loaded(name: str, config: Any, source: str) -> tuple[Golden, Any, eqx.nn.State]:
     """The golden file, and a model of `config` (in training mode) and its state with the file's weights."""
     golden = read(name)
-    return golden, *load_state_dict(*zeros(config), golden.state, source=source)
+    return golden, *load_state_dict(*eqx_vit.create_abstract(config), golden.state, source=source)
 
 
 def zeros(config: Any) -> tuple[Any, eqx.nn.State]:
-    """A model to load every array into: to compile the initialisation would take most of the time."""
-    shapes = eqx.filter_eval_shape(eqx_vit.create, config, key=jax.random.key(0))
+    """A model to save every array of: to compile the initialisation would take most of the time."""
     return jax.tree.map(
         lambda leaf: jnp.asarray(np.zeros(leaf.shape, leaf.dtype)) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf,
-        shapes,
+        eqx_vit.create_abstract(config),
     )
 
 

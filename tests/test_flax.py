@@ -209,6 +209,17 @@ def test_train_by_position_changes_nothing_but_the_output() -> None:
     assert jax.eval_shape(lambda: v.bind(zeros("levit"))(images, False)).shape == (2, 5)
 
 
+def test_one_image_trains_no_batch_norm_of_one_value() -> None:
+    """As PyTorch, which refuses it; without `train`, as vit-flax's README calls it, the statistics stay."""
+    v, image = describe("levit"), images_for("levit", 1)
+    variables = v.init(KEYS, image)
+    logits, updates = v.apply(variables, image, mutable=["batch_stats"])
+    same(logits, v.apply(variables, image))
+    same(updates["batch_stats"], variables["batch_stats"])
+    with pytest.raises(ValueError, match="one value per channel"):
+        v.apply(variables, image, train=True, mutable=["batch_stats"])
+
+
 def test_another_method_runs_in_place_of_the_call() -> None:
     v, images = describe("vit"), images_for("vit")
     variables = v.init(KEYS, images)

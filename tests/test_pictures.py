@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from eqx_vit.train.data import open_image, read_image
+from eqx_vit.train.pictures import open_image, read_image
 from eqx_vit.weights import Preprocessing, preprocessing
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)

@@ -74,6 +74,16 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
         eqx_vit.load(tmp_path / "nope.safetensors")
 
 
+def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    eqx_vit.save(path, *eqx_vit.create(TINY["vit"], key=jax.random.key(0)))
+    content = bytearray(path.read_bytes())
+    content[-10] ^= 1  # of a weight, which stays finite
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged: its content has changed since it was written"):
+        eqx_vit.load(path)
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, state = eqx_vit.create(TINY["vit"], key=jax.random.key(0))
     path = tmp_path / "model.safetensors"

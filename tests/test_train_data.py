@@ -25,15 +25,14 @@ from eqx_vit.train.config import SMALL_MODELS, Settings, make_model_config, make
 from eqx_vit.train.data import (
     channel_statistics,
     draw_batches,
-    find_classes,
-    list_names,
     load_data,
     load_digits,
     load_image_folder,
-    read_image,
 )
+from eqx_vit.train.image_folder import find_classes, list_names
 from eqx_vit.train.inference import evaluate_run
 from eqx_vit.train.loop import train_run
+from eqx_vit.train.pictures import read_image
 from eqx_vit.train.plots import draw_curves, draw_samples
 from eqx_vit.train.progress import ProgressLog
 from eqx_vit.train.run_folder import EpochMetrics, resume_run, start_run, write_run

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and safetensors files that are checked when they are read."""
 
+import hashlib
 import json
 import math
 import os
@@ -61,6 +62,16 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         reason = str(error) or type(error).__name__
         raise ValueError(f"{path} is damaged, or not a safetensors file: {reason}") from error
     return arrays, metadata
+
+
+def digest_arrays(arrays: Mapping[str, np.ndarray], text: str) -> str:
+    """SHA-256 of named arrays, in any order, and the text beside them."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def can_store(dtype: np.dtype) -> bool:

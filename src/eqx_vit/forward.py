@@ -32,6 +32,14 @@ def forward(
     **Raises:** `ValueError` for images that do not fit the config, a missing key, or a stateful model without the
     state that `create` returned beside it.
     """
+    return run_batch(model, "__call__", state, images, key)
+
+
+@no_type_check
+def run_batch(
+    model: AnyModel, method: str, state: State, images: Images, key: PRNGKeyArray | None
+) -> tuple[PyTree[Array], State]:
+    """`forward` of any method that takes an image: `__call__`, `features` or `logits_pair`."""
     if not isinstance(model, ImageModel):
         raise ValueError(
             f"forward takes a model, its state and images, given a {type(model).__name__} as the model: "
@@ -49,14 +57,17 @@ def forward(
         check_state(model, state)
     mesh = _find_explicit_mesh((model, state, images, key))
     if mesh is None:
-        return _forward(model, state, images, key)
+        return _map_images(model, method, state, images, key)
     # Explicit axes want each operation to say its sharding: inside, the compiler chooses it, as it does with Auto axes.
     arrays, static = eqx.partition((model, state, images, key), eqx.is_array)
     shardings = [NamedSharding(mesh, PartitionSpec(*axes)) for axes in (jax.typeof(images).sharding.spec[:1], ())]
-    forward_arrays = jax.sharding.auto_axes(
-        lambda *arrays: _forward(*eqx.combine(arrays, static)), axes=mesh.explicit_axes, out_sharding=tuple(shardings)
-    )
-    return cast(tuple[Array, State], forward_arrays(*arrays))
+
+    def run(arrays: PyTree) -> tuple[PyTree[Array], State]:
+        model, state, images, key = eqx.combine(arrays, static)
+        return _map_images(model, method, state, images, key)
+
+    run_auto = jax.sharding.auto_axes(run, axes=mesh.explicit_axes, out_sharding=tuple(shardings))
+    return cast(tuple[PyTree[Array], State], run_auto(arrays))
 
 
 def _find_explicit_mesh(tree: PyTree) -> AbstractMesh | None:
@@ -66,14 +77,15 @@ def _find_explicit_mesh(tree: PyTree) -> AbstractMesh | None:
 
 
 @no_type_check
-def _forward(
-    model: AnyModel, state: State, images: Images, key: PRNGKeyArray | None
-) -> tuple[Float[Array, "batch classes"], State]:
+def _map_images(
+    model: AnyModel, method: str, state: State, images: Images, key: PRNGKeyArray | None
+) -> tuple[PyTree[Array], State]:
     keys = None if key is None else jax.random.split(key, images.shape[0])
+    run = getattr(model, method)
     if not isinstance(model, eqx.nn.StatefulLayer):
-        return jax.vmap(lambda image, key: model(image, key=key))(images, keys), state
+        return jax.vmap(lambda image, key: run(image, key=key))(images, keys), state
     return jax.vmap(
-        lambda state, image, key: model(image, state, key=key),
+        lambda state, image, key: run(image, state, key=key),
         in_axes=(None, 0, 0),
         out_axes=(0, None),
         axis_name=BATCH_AXIS,

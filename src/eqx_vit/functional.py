@@ -12,8 +12,8 @@ from equinox.nn import State
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from eqx_vit.create import build, make_skeleton
-from eqx_vit.forward import Images, forward
-from eqx_vit.layers import BATCH_AXIS, BatchNorm, check_key
+from eqx_vit.forward import Images, run_batch
+from eqx_vit.layers import BatchNorm, check_key
 from eqx_vit.layers.config import no_type_check
 from eqx_vit.parameters import trainable
 from eqx_vit.paths import Leaf, named_leaves, named_statistics, with_named_leaves, with_named_statistics
@@ -115,25 +115,8 @@ def _call(
 ) -> tuple[PyTree[Array], NestedDict]:
     model, model_state = _from_flat(config, params, state)
     model = set_training(model, dropout=key is not None, statistics=update_statistics)
-    if method == "__call__":
-        result, after = forward(model, model_state, images, key)
-    else:
-        result, after = _map_method(model, method, model_state, images, key)
+    result, after = run_batch(model, method, model_state, images, key)
     return result, to_dicts(model, after)[1]
-
-
-def _map_method(
-    model: AnyModel, method: str, state: State, images: Images, key: PRNGKeyArray | None
-) -> tuple[PyTree[Array], State]:
-    """What `forward` does, for another method than the call."""
-    keys = None if key is None else jax.random.split(key, images.shape[0])
-    run = getattr(model, method)
-    return jax.vmap(
-        lambda state, image, key: run(image, state, key=key),
-        in_axes=(None, 0, 0),
-        out_axes=(0, None),
-        axis_name=BATCH_AXIS,
-    )(state, images, keys)
 
 
 @no_type_check

@@ -12,7 +12,7 @@ from equinox.nn import State
 from jax.core import Tracer
 
 from eqx_vit.create import make_skeleton
-from eqx_vit.files import can_store, is_finite, read_arrays, write_arrays
+from eqx_vit.files import can_store, digest_arrays, is_finite, read_arrays, write_arrays
 from eqx_vit.layers.config import list_some, no_type_check
 from eqx_vit.paths import Leaf, named_leaves, named_statistics, with_named_leaves, with_named_statistics
 from eqx_vit.registry import AnyModel, config_from_json, config_to_json
@@ -41,7 +41,7 @@ def save(path: str | os.PathLike[str], model: AnyModel, state: State) -> None:
         raise ValueError(
             f"save takes the state that eqx_vit.create returned beside the model, given a {type(state).__name__}"
         )
-    metadata = {METADATA: json.dumps(config_to_json(model.config))}
+    config = config_to_json(model.config)
     size = find_ensemble_size(model)
     if size is not None:
         raise ValueError(
@@ -59,7 +59,9 @@ def save(path: str | os.PathLike[str], model: AnyModel, state: State) -> None:
         )
     if any(isinstance(array, jax.ShapeDtypeStruct | Tracer) for array in arrays.values()):
         raise ValueError("save takes arrays with values: call it outside of jax.jit and eqx.filter_eval_shape")
-    write_arrays(Path(path), {name: np.asarray(array) for name, array in arrays.items()}, metadata)
+    plain = {name: np.asarray(array) for name, array in arrays.items()}
+    described = config | {"digest": digest_arrays(plain, json.dumps(config))}
+    write_arrays(Path(path), plain, {METADATA: json.dumps(described)})
 
 
 @no_type_check
@@ -87,6 +89,10 @@ def load(path: str | os.PathLike[str], *, allow_nonfinite: bool = False) -> tupl
         raise ValueError(
             f"{path} has infinite or NaN weights: {list_some(infinite)}; allow_nonfinite=True loads them all the same"
         )
+    described = json.loads(metadata[METADATA])
+    # Only `save` writes one: a file that another program has changed on purpose lacks it.
+    if described.pop("digest", None) not in (None, digest_arrays(arrays, json.dumps(described))):
+        raise ValueError(f"{path} is damaged: its content has changed since it was written")
     model = with_named_leaves(model, {name: jnp.asarray(arrays[name]) for name in own})
     return model, with_named_statistics(model, state, {name: jnp.asarray(arrays[name]) for name in statistics})
 

@@ -129,7 +129,7 @@ def table_row(name: str) -> tuple[str, str, str, str, str]:
 
 
 def _headline(run: "Run", data: "Data", folder: Path) -> str:
-    from eqx_vit.train.data import list_names
+    from eqx_vit.train.image_folder import list_names
 
     counts = f"{len(data.train)} training, {len(data.validation)} validation and {len(data.test)} test images"
     height, width = run.input_spec.size

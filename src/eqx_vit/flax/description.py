@@ -148,13 +148,15 @@ class Description:
 
         - `images`: (batch, height, width, channels); channels-first batches are taken where only that reading fits.
         - `rngs`: a dropout key (or a dict with the stream `dropout`) makes dropout active.
-        - `mutable`: naming `batch_stats` (or True, for all) makes BatchNorm use and update the batch statistics.
+        - `mutable`: naming `batch_stats` (or True, for all) makes BatchNorm use and update the batch statistics. One
+            image that gives a BatchNorm one value a channel, which has no variance, leaves them as they are.
         - `train`: True turns both on, False neither; `deterministic` is its opposite.
         - `method`: `"features"` or `"logits_pair"`, whose results come in place of the logits.
         - `capture_intermediates`: linen's; refused where it is not False.
 
         **Raises:** `ValueError` for variables that are not this model's (naming each path), for images that the config
-        does not take, for a missing stream, and for `train=True` on a BatchNorm model without mutable `batch_stats`.
+        does not take, for a missing stream, and for `train=True` on a BatchNorm model without mutable `batch_stats`, or
+        on one value a channel.
         """
         if capture_intermediates is not False:
             raise ValueError(
@@ -173,8 +175,15 @@ class Description:
         if training and key is None and any(getattr(config, name) for name in config.rates()):
             raise ValueError("dropout is active and rngs has no stream 'dropout': give rngs={'dropout': key}")
         images = jnp.moveaxis(images, axis, -1)
-        chosen = read_method(method, config)
-        result, after = call(config, chosen, params, state, key, images, update_statistics=statistics)
+        run = functools.partial(call, config, read_method(method, config), params, state, key, images)
+        try:
+            result, after = run(update_statistics=statistics)
+        except ValueError:
+            # BatchNorm refuses to train on one value a channel, which is what LeViT has of one image. vit-flax's README
+            # gives it one without a word of training: then the running statistics serve. Other errors come again.
+            if training or not statistics or len(images) > 1:
+                raise
+            result, after = run(update_statistics=False)
         if mutable is False:
             return result
         return result, {name: tree for name, tree in join_variables(params, after).items() if name in named}

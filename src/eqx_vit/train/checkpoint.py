@@ -1,15 +1,14 @@
 """What a run writes so that it can go on: models for `eqx_vit.load`, and one file with the whole state of training."""
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eqx_vit.files import read_arrays, write_arrays
+from eqx_vit.files import digest_arrays, read_arrays, write_arrays
 from eqx_vit.functional import from_dicts
 from eqx_vit.layers.config import check
 from eqx_vit.paths import named_leaves, path_name
@@ -32,7 +31,7 @@ def save_training_state(path: Path, train: TrainState, history: Sequence[EpochMe
     One file, since of two files a kill could leave one old and one new.
     """
     arrays = {path_name(at): np.asarray(leaf) for at, leaf in jax.tree_util.tree_leaves_with_path(train)}
-    kept = {"digest": _digest(arrays, history), "history": [metrics._asdict() for metrics in history]}
+    kept = {"digest": digest_arrays(arrays, _to_json(history)), "history": [metrics._asdict() for metrics in history]}
     write_arrays(path, arrays, {METADATA: json.dumps(kept)})
 
 
@@ -47,7 +46,9 @@ def load_training_state(path: Path, make_initial: Callable[[], TrainState]) -> t
     try:
         kept = json.loads(metadata[METADATA])
         history = [EpochMetrics(**line) for line in kept["history"]]
-        check(kept["digest"] == _digest(arrays, history), "its content has changed since it was written")
+        check(
+            kept["digest"] == digest_arrays(arrays, _to_json(history)), "its content has changed since it was written"
+        )
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged: {error}; delete it, and --resume starts this run from its first step"
@@ -63,10 +64,5 @@ def load_training_state(path: Path, make_initial: Callable[[], TrainState]) -> t
     return train, history
 
 
-def _digest(arrays: Mapping[str, np.ndarray], history: Sequence[EpochMetrics]) -> str:
-    digest = hashlib.sha256(json.dumps([metrics._asdict() for metrics in history]).encode())
-    for name in sorted(arrays):
-        array = arrays[name]
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+def _to_json(history: Sequence[EpochMetrics]) -> str:
+    return json.dumps([metrics._asdict() for metrics in history])

@@ -16,7 +16,8 @@ from eqx_vit.forward import forward
 from eqx_vit.functional import to_dicts
 from eqx_vit.registry import AnyModel
 from eqx_vit.serialization import load
-from eqx_vit.train.data import open_image, read_image, to_printable
+from eqx_vit.train.image_folder import to_printable
+from eqx_vit.train.pictures import open_image, read_image
 from eqx_vit.train.progress import ProgressLog
 from eqx_vit.train.run_folder import Run, move_data, read_run, reload_data
 from eqx_vit.train.step import Arrays, EvalStep, make_eval_step

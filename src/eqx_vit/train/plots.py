@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from eqx_vit.files import write_atomically
-from eqx_vit.train.data import to_printable
+from eqx_vit.train.image_folder import to_printable
 from eqx_vit.train.run_folder import EpochMetrics
 
 TRAINING, VALIDATION, WRONG, GREY = "#7a8ba3", "#1f6feb", "#c62828", "#555555"

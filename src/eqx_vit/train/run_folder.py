@@ -13,7 +13,8 @@ from eqx_vit.files import write_atomically
 from eqx_vit.registry import AnyConfig, config_from_json, config_to_json
 from eqx_vit.train.augment import InputSpec
 from eqx_vit.train.config import Settings, make_model_config, make_settings
-from eqx_vit.train.data import DIGITS, Data, channel_statistics, find_classes, load_data
+from eqx_vit.train.data import DIGITS, Data, channel_statistics, load_data
+from eqx_vit.train.image_folder import find_classes
 from eqx_vit.train.progress import ProgressLog
 
 RUNS = Path("runs")  # the parent of folders without a name of their own

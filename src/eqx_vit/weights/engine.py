@@ -9,6 +9,7 @@ import fnmatch
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from equinox.nn import State
@@ -117,6 +118,8 @@ def to_state_dict(model: AnyModel, state: State, target: str) -> dict[str, np.nd
     _check_stock_arrays(model, state)
     leaves = _all_leaves(model, state)
     rules, constants = _select(name_map(model.config, target), leaves, target)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves.values()):
+        raise ValueError("to_state_dict takes a model with values, not the shapes of eqx_vit.create_abstract")
     result: dict[str, np.ndarray] = {}
     for rule in rules:
         result |= rule.save(np.asarray(leaves[rule.ours]))
