@@ -109,7 +109,7 @@ def _add_train_options(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     what.add_argument(
         "--data", type=_parse_folder, metavar="FOLDER",
-        help="an image folder with one sub-folder for each class (default: scikit-learn's digits)",
+        help="images with a sub-folder for each class, or inside train/, val/, test/ (default: scikit-learn's digits)",
     )  # fmt: skip
     what.add_argument(
         "--image-size", type=_parse_size, metavar="PIXELS",
