@@ -18,6 +18,7 @@ eqx_vit: Any = typed_eqx_vit  # type checkers refuse what is wrong here
 KEY = jax.random.key(0)
 VIT, VIT_STATE = eqx_vit.create_abstract(TINY["vit"])
 LEVIT, LEVIT_STATE = eqx_vit.create_abstract(TINY["levit"])
+_, WIDER_STATE = eqx_vit.create_abstract(TINY["levit"], dim=24)
 IMAGE = jnp.zeros((*tiny_size("vit"), 3))
 LEVIT_IMAGE = jnp.zeros((*tiny_size("levit"), 3))
 
@@ -89,8 +90,12 @@ def test_what_is_wrong_is_named_in_one_sentence(function: str, argument: str) ->
     ("wrong", "message"),
     [
         (lambda: eqx_vit.forward(LEVIT_STATE, LEVIT, LEVIT_IMAGE[None]), "given a State as the model"),
-        (lambda: eqx_vit.forward(LEVIT, VIT_STATE, LEVIT_IMAGE[None]), "the state given is not that of this model"),
-        (lambda: call(state=VIT_STATE), "the state given is not that of this model"),
+        (lambda: eqx_vit.forward(LEVIT, VIT_STATE, LEVIT_IMAGE[None]), "the state lacks the statistics of stem"),
+        (
+            lambda: eqx_vit.forward(LEVIT, WIDER_STATE, LEVIT_IMAGE[None]),
+            "statistics of 3 channels for .*, which has 2",
+        ),
+        (lambda: call(state=VIT_STATE), "it was not made with this model"),
         (lambda: LEVIT(LEVIT_IMAGE, LEVIT_STATE), "this LeViT has no floating-point parameters"),
         (lambda: VIT(IMAGE, key=5), "key must be one random key .* given 5"),
         (lambda: eqx_vit.list_models(None), "list_models: pattern must be of type str, given None"),

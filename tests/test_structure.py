@@ -17,6 +17,7 @@ ORDER = [
     "layers",
     "arguments",
     "paths",
+    "inputs",
     "model",
     "models",
     "registry",

@@ -128,7 +128,6 @@ def _load_pretrained(
     own = [field.name for field in dataclasses.fields(config)]
     sizes = {field: getattr(original, field) for field in ("num_classes", "image_size", "channels") if field in changes}
     sizes |= {field: value for field, value in checkpoint.model_fields.items() if field in own}
-    model_key, head_key = jax.random.split(key)
     model, state = load_state_dict(
         *make_skeleton(change_config(config, sizes)),
         read_weights(checkpoint.path),
@@ -136,10 +135,10 @@ def _load_pretrained(
         num_classes=config.num_classes if "num_classes" in changes else None,
         image_size=find_image_size(config) if "image_size" in changes else None,
         channels=config.channels if "channels" in changes else None,
-        key=head_key,
+        key=key,
     )
     if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves((model, state))):
         return model, state
     # The weights have no head for this model: it keeps the one that it was made with.
-    made = build(model.config, model_key)
+    made = build(model.config, jax.random.fold_in(key, 0))
     return jax.tree.map(lambda leaf, new: new if isinstance(leaf, jax.ShapeDtypeStruct) else leaf, (model, state), made)

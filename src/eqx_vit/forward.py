@@ -9,9 +9,10 @@ from equinox.nn import State
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from eqx_vit.inputs import check_state
 from eqx_vit.layers import BATCH_AXIS, check_key
 from eqx_vit.layers.config import no_type_check
-from eqx_vit.model import ImageModel, check_state
+from eqx_vit.model import ImageModel
 from eqx_vit.registry import AnyModel
 
 Images = Float[Array, "batch height width channels"] | Float[np.ndarray, "batch height width channels"]

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from eqx_vit.create import build, make_skeleton
 from eqx_vit.forward import Images, run_batch
 from eqx_vit.layers import BatchNorm, check_key
-from eqx_vit.layers.config import no_type_check
+from eqx_vit.layers.config import list_some, no_type_check
 from eqx_vit.parameters import trainable
 from eqx_vit.paths import Leaf, named_leaves, named_statistics, with_named_leaves, with_named_statistics
 from eqx_vit.registry import AnyConfig, AnyModel, find_architecture
@@ -22,7 +22,6 @@ from eqx_vit.registry import AnyConfig, AnyModel, find_architecture
 NestedDict: TypeAlias = dict[str, Any]  # of arrays: {"head": {"weight": ..., "bias": ...}, ...}
 NestedMapping: TypeAlias = Mapping[str, Any]  # one that need not be a dict, as Flax's FrozenDict
 COLLECTIONS = ("batch_stats", "buffers")  # of a state
-MOST_NAMED = 10  # problems in one message
 
 
 class Init(Protocol):
@@ -229,8 +228,7 @@ def check_leaves(collection: str, wanted: Mapping[str, Leaf], given: Mapping[str
         elif name in wanted and _is_floating(leaf) != _is_floating(wanted[name]):
             problems.append(f"{collection}.{name} has dtype {leaf.dtype}, not {wanted[name].dtype}")
     if problems:
-        more = f"; and {len(problems) - MOST_NAMED} more" if len(problems) > MOST_NAMED else ""
-        raise ValueError("the arrays are not those of this model: " + "; ".join(problems[:MOST_NAMED]) + more)
+        raise ValueError(f"the arrays are not those of this model: {list_some(problems, '; ')}")
     return dict(given)
 
 

@@ -44,6 +44,11 @@ def named_statistics(model: PyTree, state: eqx.nn.State) -> dict[str, Leaf]:
             mean, variance = state.get(norm.statistics)
         except KeyError as error:
             raise ValueError(f"the state lacks the statistics of {name}: it was not made with this model") from error
+        if mean.shape[-1:] != norm.weight.shape[-1:]:
+            raise ValueError(
+                f"the state has statistics of {mean.shape[-1]} channels for {name}, which has {norm.weight.shape[-1]}: "
+                "it was not made with this model"
+            )
         statistics |= {f"{name}.running_mean": mean, f"{name}.running_var": variance}
     return statistics
 

@@ -11,16 +11,18 @@ import numpy as np
 from equinox.nn import State
 from jax.core import Tracer
 
+from eqx_vit.arguments import check_arguments
 from eqx_vit.create import make_skeleton
 from eqx_vit.files import can_store, digest_arrays, is_finite, read_arrays, write_arrays
 from eqx_vit.layers.config import list_some, no_type_check
 from eqx_vit.paths import Leaf, named_leaves, named_statistics, with_named_leaves, with_named_statistics
 from eqx_vit.registry import AnyModel, config_from_json, config_to_json
-from eqx_vit.surgery import check_model, find_ensemble_size, find_exchanged_arrays
+from eqx_vit.surgery import find_ensemble_size, find_exchanged_arrays
 
 METADATA = "eqx_vit.model"  # one entry alone: safetensors writes several in any order, and equal models are equal files
 
 
+@check_arguments
 @no_type_check
 def save(path: str | os.PathLike[str], model: AnyModel, state: State) -> None:
     """Write a model and its state as one safetensors file, which `load` reads back without anything else.
@@ -35,12 +37,6 @@ def save(path: str | os.PathLike[str], model: AnyModel, state: State) -> None:
     since a part with other arrays was put into it, or arrays of a dtype that no model has; `ImportError` where
     safetensors is missing.
     """
-    _check_path("save", path)
-    check_model("save", model)
-    if not isinstance(state, State):
-        raise ValueError(
-            f"save takes the state that eqx_vit.create returned beside the model, given a {type(state).__name__}"
-        )
     config = config_to_json(model.config)
     size = find_ensemble_size(model)
     if size is not None:
@@ -64,6 +60,7 @@ def save(path: str | os.PathLike[str], model: AnyModel, state: State) -> None:
     write_arrays(Path(path), plain, {METADATA: json.dumps(described)})
 
 
+@check_arguments
 @no_type_check
 def load(path: str | os.PathLike[str], *, allow_nonfinite: bool = False) -> tuple[AnyModel, State]:
     """The model, in training mode, and the state that `save` wrote; each array in the dtype that it was saved in.
@@ -73,7 +70,6 @@ def load(path: str | os.PathLike[str], *, allow_nonfinite: bool = False) -> tupl
     **Raises:** `ValueError` for a damaged file, one that `save` did not write, arrays that do not fit the config (with
     the missing, unexpected and mis-shaped names), and weights that are not finite; `FileNotFoundError`.
     """
-    _check_path("load", path)
     arrays, metadata = read_arrays(Path(path))
     if METADATA not in metadata:
         raise ValueError(
@@ -117,8 +113,3 @@ def _find_mismatches(expected: Mapping[str, Leaf], given: Mapping[str, np.ndarra
         elif name in given and not jnp.issubdtype(given[name].dtype, jnp.floating):
             wrong.append(f"{name} has dtype {given[name].dtype}, which is not a floating-point type")
     return "; ".join(list_some(problems, "; ") for problems in (missing, unexpected, wrong) if problems)
-
-
-def _check_path(function: str, path: object) -> None:
-    if not isinstance(path, str | os.PathLike):
-        raise ValueError(f"{function} takes the path of a file first, given a {type(path).__name__}")

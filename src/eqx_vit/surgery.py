@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from equinox.nn import State, StateIndex
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from eqx_vit.arguments import check_argument
 from eqx_vit.create import initialise, make_skeleton
-from eqx_vit.layers import BatchNorm, Dropout, DropPath, check_key
+from eqx_vit.inputs import has_mode
+from eqx_vit.layers import check_key
 from eqx_vit.layers.config import Size, list_some, no_type_check, shorten
 from eqx_vit.model import ImageModel, replace_fields
 from eqx_vit.parameters import cast, trainable
@@ -41,7 +43,7 @@ def replace_head(model: Model, num_classes: int, *, key: PRNGKeyArray) -> Model:
     # The head is as the rest of the model: of its dtype, and in inference mode where that is.
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(trainable(model)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     heads = cast(heads, dtypes[0]) if dtypes else heads
-    modes = [node for node in jax.tree.leaves(model, is_leaf=_has_mode) if _has_mode(node)]
+    modes = [node for node in jax.tree.leaves(model, is_leaf=has_mode) if has_mode(node)]
     heads = eqx.nn.inference_mode(heads, bool(modes) and all(node.inference for node in modes))
     return replace_fields(model, config=config, **heads)
 
@@ -53,10 +55,6 @@ def _make_heads(model: type[AnyModel], config: AnyConfig, key: PRNGKeyArray) -> 
 
 def _heads_of(model: AnyModel) -> dict[str, PyTree]:
     return {name: getattr(model, name) for name in HEADS if name in type(model).__dataclass_fields__}
-
-
-def _has_mode(node: object) -> bool:
-    return isinstance(node, Dropout | DropPath | BatchNorm)
 
 
 def _is_state_index(node: object) -> bool:
@@ -133,16 +131,10 @@ def find_ensemble_size(model: AnyModel) -> int | None:
     return sizes.pop() if len(sizes) == 1 and all(shape[1:] == one and shape for shape, one in shared) else None
 
 
-def check_model(function: str, model: object) -> None:
-    """Raise `ValueError` for anything but a model of this library."""
-    if not isinstance(model, ImageModel):
-        raise ValueError(f"{function} takes a model that eqx_vit.create returned, given a {type(model).__name__}")
-
-
 @no_type_check
 def _check_single(model: AnyModel, function: str, each: str) -> None:
     """Raise `ValueError` for anything but one model; `each` is the call for each of an ensemble."""
-    check_model(function, model)
+    check_argument(function, "model", model, ImageModel)
     size = find_ensemble_size(model)
     if size is not None:
         raise ValueError(

@@ -14,6 +14,7 @@ from eqx_vit.flax.arguments import COLLECTIONS, Method, Mutable, read_method, re
 from eqx_vit.flax.layout import Batch, read_channels
 from eqx_vit.flax.rngs import Rngs, dropout_key, params_key
 from eqx_vit.functional import NestedDict, NestedMapping, call, check_images, from_dicts, to_dicts, transform
+from eqx_vit.layers.batch_norm import SingleValueError
 from eqx_vit.layers.config import no_type_check
 from eqx_vit.model import ImageModel
 from eqx_vit.registry import MODELS, AnyConfig, AnyModel
@@ -178,10 +179,9 @@ class Description:
         run = functools.partial(call, config, read_method(method, config), params, state, key, images)
         try:
             result, after = run(update_statistics=statistics)
-        except ValueError:
-            # BatchNorm refuses to train on one value a channel, which is what LeViT has of one image. vit-flax's README
-            # gives it one without a word of training: then the running statistics serve. Other errors come again.
-            if training or not statistics or len(images) > 1:
+        except SingleValueError:
+            # vit-flax's README gives LeViT one image without a word of training: then the running statistics serve.
+            if training:
                 raise
             result, after = run(update_statistics=False)
         if mutable is False:

@@ -12,6 +12,10 @@ from eqx_vit.layers.upcast import upcast
 BATCH_AXIS = "batch"
 
 
+class SingleValueError(ValueError):
+    """BatchNorm in training mode got one value per channel, whose variance says nothing."""
+
+
 class BatchNorm(eqx.nn.StatefulLayer):
     """Batch normalisation (Ioffe and Szegedy, arXiv 1502.03167) over all leading axes and the vmapped batch.
 
@@ -79,7 +83,7 @@ def batch_statistics(
     axes = tuple(range(x.ndim - 1))
     count = batch * x.size // x.shape[-1]
     if count == 1:
-        raise ValueError(
+        raise SingleValueError(
             "BatchNorm in training mode got one value per channel: use a batch of at least 2 images, or put the model "
             "in inference mode: model = eqx_vit.inference_mode(model)"
         )

@@ -175,10 +175,10 @@ def shorten(value: object) -> str:
 
 
 @no_type_check
-def list_some(texts: Sequence[str], separator: str = ", ") -> str:
-    """Texts in a row as a message shows them, of many the first few, each cut where it is long."""
-    shown = separator.join(text if len(text) <= 200 else f"{text[:180]}..." for text in texts[:10])
-    return shown if len(texts) <= 10 else f"{shown} and {len(texts) - 10} more"
+def list_some(texts: Sequence[str], separator: str = ", ", most: int = 10) -> str:
+    """Texts in a row as a message shows them, of many the first `most`, each cut where it is long."""
+    shown = [text if len(text) <= 200 else f"{text[:180]}..." for text in texts[:most]]
+    return separator.join(shown if len(texts) <= most else [*shown, f"and {len(texts) - most:,} more"])
 
 
 # Not beartype: of a tuple it looks at one item, drawn at random.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from eqx_vit.layers.config import check
+from eqx_vit.layers.config import check, list_some
 
 SPELLINGS = {  # of the sub-folders of an image folder that comes with its split
     "training": ("train", "training"),
@@ -87,8 +87,7 @@ def find_layout(folder: Path) -> Layout:
 
 def list_names(names: Sequence[str]) -> str:
     """Up to ten names, each on the screen's terms, and how many more there are."""
-    more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
-    return ", ".join(to_printable(name)[:80] for name in names[:10]) + more
+    return list_some([to_printable(name)[:80] for name in names])
 
 
 def to_printable(text: str) -> str:

@@ -20,7 +20,7 @@ from eqx_vit.arguments import check_arguments
 from eqx_vit.create import make_skeleton
 from eqx_vit.files import is_finite
 from eqx_vit.layers import check_key
-from eqx_vit.layers.config import Size, no_type_check
+from eqx_vit.layers.config import Size, list_some, no_type_check
 from eqx_vit.paths import Leaf, named_leaves, named_statistics, with_named_leaves, with_named_statistics
 from eqx_vit.registry import AnyModel
 from eqx_vit.surgery import HEADS, Model, find_exchanged_arrays, rebuild, replace_head
@@ -35,8 +35,6 @@ from eqx_vit.weights.names import (
 )
 from eqx_vit.weights.resizing import resize_from
 from eqx_vit.weights.rules import Constant, Rule
-
-_MOST, _LONGEST = 50, 300  # problems in one report, and characters of each
 
 
 @check_arguments
@@ -102,7 +100,7 @@ def load_state_dict(
     problems += [f"unexpected {name}" for name in given if name not in known]
     if problems:
         problems = [*_prefix_hint(model, source, given), *dict.fromkeys(problems)]
-        report = "\n  ".join(_shorten(problems))
+        report = list_some(problems, "\n  ", most=50)  # a list to be read: names that differ tell what was given
         raise ValueError(f"the {source} weights do not fit this {type(model).__name__}:\n  {report}")
     model, state = _assign(model, state, leaves, loaded)
     return (model if image_size is None else resize_from(model, image_size, source)), state
@@ -136,7 +134,7 @@ def _check_stock_arrays(model: AnyModel, state: State) -> None:
     if exchanged:
         raise ValueError(
             f"this {type(model).__name__} has parts that its config does not make, and no name map knows these arrays: "
-            f"{', '.join(exchanged)}; load or save the original model, and exchange its parts afterwards"
+            f"{list_some(exchanged)}; load or save the original model, and exchange its parts afterwards"
         )
 
 
@@ -166,12 +164,6 @@ def _prefix_hint(model: AnyModel, source: str, given: Collection[str]) -> list[s
     stripped = f"{{name.removeprefix({prefix!r}): array for name, array in weights.items()}}"
     way = f"give {stripped}, and skip= for what is not of this model"
     return [f"its names have {prefix!r} before them, but not all that was given: {way}"]
-
-
-def _shorten(problems: list[str]) -> list[str]:
-    """As many problems as a reader can use, none of them longer than a few lines."""
-    shown = [text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..." for text in problems[:_MOST]]
-    return shown if len(problems) <= _MOST else [*shown, f"and {len(problems) - _MOST} more"]
 
 
 def _change_channels(
@@ -223,8 +215,7 @@ def _select(
     unnamed = sorted(leaves.keys() - {rule.ours for rule in rules})
     if unnamed:
         raise ValueError(
-            f"the {source} layout has no names for these arrays of the model: {', '.join(_shorten(unnamed))}; "
-            "use another layout"
+            f"the {source} layout has no names for these arrays of the model: {list_some(unnamed)}; use another layout"
         )
     return rules, [entry for entry in selected if isinstance(entry, Constant)]
 

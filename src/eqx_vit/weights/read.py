@@ -14,7 +14,7 @@ import numpy as np
 
 from eqx_vit.arguments import check_arguments
 from eqx_vit.files import array_of_bytes, check_names, check_regular_file, read_arrays
-from eqx_vit.layers.config import no_type_check, shorten
+from eqx_vit.layers.config import list_some, no_type_check, shorten
 
 _SHARD = re.compile(r"[\w.-]{1,200}\.safetensors")  # a plain name: nothing outside the folder is read
 _PICKLES = (".pt", ".pth", ".bin", ".tar", ".pkl", ".ckpt")
@@ -84,16 +84,14 @@ def _read_shards(path: Path) -> dict[str, np.ndarray]:
     missing = [file for file in files if not (path.parent / file).exists()]
     if missing:
         raise FileNotFoundError(
-            f"{path} names {len(files)} files, of which {len(missing)} are not beside it: {', '.join(missing[:10])}"
+            f"{path} names {len(files)} files, of which {len(missing)} are not beside it: {list_some(missing)}"
         )
     arrays: dict[str, np.ndarray] = {}
     for file, names in files.items():
         found = read_weights(path.parent / file)
         if found.keys() != set(names):
             different = sorted(found.keys() ^ set(names))
-            raise ValueError(
-                f"{path.parent / file} has not the arrays that {path.name} says: {', '.join(different[:5])[:300]}"
-            )
+            raise ValueError(f"{path.parent / file} has not the arrays that {path.name} says: {list_some(different)}")
         arrays |= found
     return arrays
 

@@ -29,13 +29,7 @@ def _official(config: ViTConfig) -> list[Rule | Constant]:
     """facebookresearch/deit."""
     code = "DeiT's ViT"
     check_head_dim(code, config.dim, config.heads, config.dim_head)
-    held: dict[str, object] = {
-        "class_token": True,
-        "register_tokens": 0,
-        "qk_norm": False,
-        "pre_norm": False,
-    }
-    check_held(code, config, held)
+    check_held(code, config, _PLAIN | {"class_token": True})
     check(not config.norm_after_pool, f"{code} has no norm after the pool: give pool_norm=False, or use another layout")
     _check_distilled(code, config)
     check(
@@ -43,6 +37,10 @@ def _official(config: ViTConfig) -> list[Rule | Constant]:
         f"{code} has layer_scale only in models of prefix_positions=False: use another layout",
     )
     return _torch(config, "gamma_1", "gamma_2")
+
+
+# What only timm's ViT has.
+_PLAIN: dict[str, object] = {"register_tokens": 0, "qk_norm": False, "pre_norm": False}
 
 
 def _check_distilled(code: str, config: ViTConfig) -> None:
@@ -77,7 +75,8 @@ def _hf(config: ViTConfig) -> list[Rule | Constant]:
     """transformers 5, and (DeiT) its older names for the second token and head."""
     code = "transformers' ViT"
     check_head_dim(code, config.dim, config.heads, config.dim_head)
-    check_held(code, config, {"class_token": True, "prefix_positions": True})
+    held = {"class_token": True, "prefix_positions": True, "layer_scale": None, "representation_size": None}
+    check_held(code, config, _PLAIN | held)
     body = "deit" if config.distillation else "vit"
     block = [
         *weight_and_bias("norm1", "layernorm_before"),
@@ -108,7 +107,8 @@ def _hf(config: ViTConfig) -> list[Rule | Constant]:
 def _flax(config: ViTConfig) -> list[Rule | Constant]:
     code = "google-research's ViT"
     check_head_dim(code, config.dim, config.heads, config.dim_head)
-    check_held(code, config, {"qkv_bias": True} | ({"prefix_positions": True} if config.class_token else {}))
+    held = {"qkv_bias": True, "distillation": False, "layer_scale": None}
+    check_held(code, config, _PLAIN | held | ({"prefix_positions": True} if config.class_token else {}))
     block = linen.block(config.heads)
     return [
         token("class_token", "cls"),
