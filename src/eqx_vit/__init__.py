@@ -18,6 +18,16 @@ from equinox.nn import inference_mode as inference_mode
 from eqx_vit.create import create as create, create_abstract as create_abstract
 from eqx_vit.forward import forward as forward
 from eqx_vit.functional import transform as transform
+from eqx_vit.inspection import (
+    attention_maps as attention_maps,
+    attention_rollout as attention_rollout,
+    feature_info as feature_info,
+    grad_cam as grad_cam,
+    intermediates as intermediates,
+    observable as observable,
+    observe as observe,
+    resize_maps as resize_maps,
+)
 from eqx_vit.model import (
     ImageModel as ImageModel,
     ImageModelConfig as ImageModelConfig,
@@ -62,6 +72,7 @@ from eqx_vit.parameters import (
     decay_mask as decay_mask,
     trainable as trainable,
 )
+from eqx_vit.points import AttentionPoint as AttentionPoint, FeaturePoint as FeaturePoint
 from eqx_vit.registry import MODELS as MODELS, list_models as list_models
 from eqx_vit.serialization import load as load, save as save
 from eqx_vit.surgery import replace_head as replace_head, resize as resize

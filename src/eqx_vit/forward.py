@@ -1,5 +1,6 @@
 """A batch of images through a model: the only place that distinguishes models with BatchNorm from those without."""
 
+from collections.abc import Callable
 from typing import cast
 
 import equinox as eqx
@@ -33,14 +34,17 @@ def forward(
     **Raises:** `ValueError` for images that do not fit the config, a missing key, or a stateful model without the
     state that `create` returned beside it.
     """
-    return run_batch(model, "__call__", state, images, key)
+    return run_batch(model, _call, state, images, key)
 
 
 @no_type_check
-def run_batch(
-    model: AnyModel, method: str, state: State, images: Images, key: PRNGKeyArray | None
-) -> tuple[PyTree[Array], State]:
-    """`forward` of any method that takes an image: `__call__`, `features` or `logits_pair`."""
+def _call(model: AnyModel, *arguments: PyTree, key: PRNGKeyArray | None) -> PyTree[Array]:
+    return model(*arguments, key=key)
+
+
+@no_type_check
+def check_batch(model: object, state: object, images: object, key: object) -> None:
+    """Raise `ValueError` for what no batch can be run with."""
     if not isinstance(model, ImageModel):
         raise ValueError(
             f"forward takes a model, its state and images, given a {type(model).__name__} as the model: "
@@ -56,18 +60,35 @@ def run_batch(
         check_key(key)
     if state is not None or isinstance(model, eqx.nn.StatefulLayer):
         check_state(model, state)
+
+
+@no_type_check
+def run_batch(
+    model: AnyModel,
+    run: Callable[..., PyTree[Array]],
+    state: State,
+    images: Images,
+    key: PRNGKeyArray | None,
+    *mapped: PyTree[Array],
+) -> tuple[PyTree[Array], State]:
+    """`forward` of anything that one image goes through.
+
+    `run(model, image, *mapped, key=key)` gives its result; for a model with BatchNorm
+    `run(model, image, state, *mapped, key=key)` gives (result, state). `mapped` are further arrays of the batch.
+    """
+    check_batch(model, state, images, key)
     mesh = _find_explicit_mesh((model, state, images, key))
     if mesh is None:
-        return _map_images(model, method, state, images, key)
+        return _map_images(model, run, state, images, key, mapped)
     # Explicit axes want each operation to say its sharding: inside, the compiler chooses it, as it does with Auto axes.
-    arrays, static = eqx.partition((model, state, images, key), eqx.is_array)
+    arrays, static = eqx.partition((model, state, images, key, mapped), eqx.is_array)
     shardings = [NamedSharding(mesh, PartitionSpec(*axes)) for axes in (jax.typeof(images).sharding.spec[:1], ())]
 
-    def run(arrays: PyTree) -> tuple[PyTree[Array], State]:
-        model, state, images, key = eqx.combine(arrays, static)
-        return _map_images(model, method, state, images, key)
+    def run_arrays(arrays: PyTree) -> tuple[PyTree[Array], State]:
+        model, state, images, key, mapped = eqx.combine(arrays, static)
+        return _map_images(model, run, state, images, key, mapped)
 
-    run_auto = jax.sharding.auto_axes(run, axes=mesh.explicit_axes, out_sharding=tuple(shardings))
+    run_auto = jax.sharding.auto_axes(run_arrays, axes=mesh.explicit_axes, out_sharding=tuple(shardings))
     return cast(tuple[PyTree[Array], State], run_auto(arrays))
 
 
@@ -79,15 +100,19 @@ def _find_explicit_mesh(tree: PyTree) -> AbstractMesh | None:
 
 @no_type_check
 def _map_images(
-    model: AnyModel, method: str, state: State, images: Images, key: PRNGKeyArray | None
+    model: AnyModel,
+    run: Callable[..., PyTree[Array]],
+    state: State,
+    images: Images,
+    key: PRNGKeyArray | None,
+    mapped: tuple[PyTree[Array], ...],
 ) -> tuple[PyTree[Array], State]:
     keys = None if key is None else jax.random.split(key, images.shape[0])
-    run = getattr(model, method)
     if not isinstance(model, eqx.nn.StatefulLayer):
-        return jax.vmap(lambda image, key: run(image, key=key))(images, keys), state
+        return jax.vmap(lambda image, key, mapped: run(model, image, *mapped, key=key))(images, keys, mapped), state
     return jax.vmap(
-        lambda state, image, key: run(image, state, key=key),
-        in_axes=(None, 0, 0),
+        lambda state, image, key, mapped: run(model, image, state, *mapped, key=key),
+        in_axes=(None, 0, 0, 0),
         out_axes=(0, None),
         axis_name=BATCH_AXIS,
-    )(state, images, keys)
+    )(state, images, keys, mapped)

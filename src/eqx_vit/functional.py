@@ -114,7 +114,11 @@ def _call(
 ) -> tuple[PyTree[Array], NestedDict]:
     model, model_state = _from_flat(config, params, state)
     model = set_training(model, dropout=key is not None, statistics=update_statistics)
-    result, after = run_batch(model, method, model_state, images, key)
+
+    def run(model: AnyModel, *arguments: PyTree, key: PRNGKeyArray | None) -> PyTree[Array]:
+        return getattr(model, method)(*arguments, key=key)
+
+    result, after = run_batch(model, run, model_state, images, key)
     return result, to_dicts(model, after)[1]
 
 

@@ -10,7 +10,7 @@ from equinox.nn import State
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from eqx_vit.layers import NO_KEY_HINT, BatchNorm, Dropout, DropPath, check_key, dropout_active, split_or_none
-from eqx_vit.layers.config import no_type_check, shorten
+from eqx_vit.layers.config import no_type_check, pair, shorten
 from eqx_vit.paths import batch_norms, named_statistics
 
 
@@ -125,3 +125,10 @@ def check_state(model: PyTree, state: object) -> State:
         raise ValueError(f"this {name} was made without its state: model, state = eqx_vit.create(config, key=key)")
     named_statistics(model, state)
     return state
+
+
+@no_type_check
+def image_size_of(config: object, default: tuple[int, int] = (224, 224)) -> tuple[int, int]:
+    """The (height, width) that a config is made for: its `image_size`, or `default` for models that take any size."""
+    size = getattr(config, "image_size", None)
+    return default if size is None else pair(size)

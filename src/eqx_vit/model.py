@@ -25,6 +25,7 @@ from eqx_vit.layers.config import (
     no_type_check,
     pair,
 )
+from eqx_vit.points import AttentionPoint, FeaturePoint
 
 Image: TypeAlias = Float[Array, "height width channels"] | Float[np.ndarray, "height width channels"]
 Logits: TypeAlias = Float[Array, " classes"]
@@ -172,6 +173,21 @@ class ImageModel(eqx.Module, Generic[Config, Features]):
         """
         self.config.check_image_size(*pair(image_size))
         return self.config, {}
+
+    def feature_points(self, height: int, width: int) -> list[FeaturePoint]:
+        """What `eqx_vit.intermediates` gives of an image of (height, width), in the order of the network."""
+        raise ValueError(
+            f"{type(self).__name__} does not say where its features are: give it a method feature_points(self, height, "
+            "width) that returns a list of eqx_vit.FeaturePoint, or take any value by name with eqx_vit.observe"
+        )
+
+    def cam_point(self, height: int, width: int) -> FeaturePoint:
+        """Where `eqx_vit.grad_cam` takes features and gradients: the last features that reach the head."""
+        return self.feature_points(height, width)[-1]
+
+    def attention_points(self, height: int, width: int) -> list[AttentionPoint]:
+        """The attention of what the head reads to the patches, as `eqx_vit.attention_maps` shows it; may be none."""
+        return []
 
 
 Signature = TypeVar("Signature")

@@ -9,7 +9,7 @@ from equinox.nn import State
 from jaxtyping import Array, PyTree
 
 from eqx_vit.arguments import check_arguments
-from eqx_vit.layers.config import pair
+from eqx_vit.inputs import image_size_of as image_size_of
 from eqx_vit.registry import AnyConfig, AnyModel
 
 Shape: TypeAlias = tuple[int, ...]
@@ -39,10 +39,3 @@ def shapes(model_class: type[AnyModel], config: AnyConfig, image_size: tuple[int
 def _shape_of(features: PyTree) -> Shapes:
     is_array = isinstance(features, jax.ShapeDtypeStruct)
     return features.shape if is_array else tuple(part.shape for part in features)
-
-
-@check_arguments
-def image_size_of(config: AnyConfig, default: tuple[int, int] = (224, 224)) -> tuple[int, int]:
-    """The (height, width) that a config is made for: its `image_size`, or `default` for models that take any size."""
-    size = getattr(config, "image_size", None)
-    return default if size is None else pair(size)

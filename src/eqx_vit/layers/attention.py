@@ -15,6 +15,7 @@ from eqx_vit.layers.drop import Dropout, dropout_active
 from eqx_vit.layers.init import Initializer, constant, truncated_normal
 from eqx_vit.layers.keys import split_or_none
 from eqx_vit.layers.linear import Linear, OutputProjection
+from eqx_vit.layers.marks import NO_MARKS, attention_marks, mark, mark_attention, mark_weights
 from eqx_vit.layers.norm import LayerNorm
 from eqx_vit.layers.upcast import at_least_float32
 
@@ -39,7 +40,23 @@ def attend(
     is attended to; `dropout` acts on the attention weights. Above `max_scores` scores an image, a CPU computes some
     queries at a time, and other backends use `jax.nn.dot_product_attention`.
     """
-    if max_scores is not None and query.shape[0] * query.shape[1] * key.shape[0] > max_scores:
+    asked = attention_marks()
+    if asked.first_row is not None:
+        with mark_attention(asked._replace(first_row=None)):
+            attended = attend(
+                query,
+                key,
+                value,
+                scale=scale,
+                bias=bias,
+                mask=mask,
+                dropout=dropout,
+                dropout_key=dropout_key,
+                max_scores=max_scores,
+            )
+        return _mark_first_row(attended, scale_query(query, scale), key, value, bias, mask, asked.first_row)
+    is_long = max_scores is not None and query.shape[0] * query.shape[1] * key.shape[0] > max_scores
+    if is_long and asked.weights is None:
         return _attend_long(scale_query(query, scale), key, value, bias, mask, dropout, dropout_key)
     queries, keys, values = (jnp.swapaxes(x, 0, 1) for x in (scale_query(query, scale), key, value))
     scores = jnp.einsum("hqd,hkd->hqk", queries, keys, preferred_element_type=at_least_float32(query.dtype))
@@ -74,7 +91,7 @@ def attention_weights(
         scores = scores + jnp.broadcast_to(kernels.per_image(bias, scores), scores.shape).astype(scores.dtype)
     if mask is not None:
         scores = jnp.where(jnp.broadcast_to(mask, scores.shape), scores, jnp.finfo(scores.dtype).min)
-    return kernels.softmax(scores)
+    return mark_weights(kernels.softmax(scores))
 
 
 def attention_values(
@@ -82,6 +99,26 @@ def attention_values(
 ) -> Float[Array, "queries heads value_dim"]:
     """The weighted sums of the values, in their dtype."""
     return jnp.swapaxes(weights.astype(value.dtype) @ jnp.swapaxes(value, 0, 1), 0, 1)
+
+
+def _mark_first_row(
+    attended: Float[Array, "queries heads value_dim"],
+    query: Float[Array, "queries heads head_dim"],
+    key: Float[Array, "keys heads head_dim"],
+    value: Float[Array, "keys heads value_dim"],
+    bias: Float[Array, "#heads queries keys"] | None,
+    mask: Bool[Array, "#heads queries keys"] | None,
+    name: str,
+) -> Float[Array, "queries heads value_dim"]:
+    """`attended`, after the weights of the first query are computed once more by themselves, and marked.
+
+    What an observer adds to them reaches the result.
+    """
+    bias, mask = (None if x is None else x[:, :1] for x in (bias, mask))
+    with mark_attention(NO_MARKS):
+        row = attention_weights(attention_scores(query[:1], key, 1.0), bias, mask)
+    change = mark(row[:, 0], name) - row[:, 0]
+    return attended.at[0].add(attention_values(change[:, None], value)[0])
 
 
 def _attend_long(

@@ -34,16 +34,6 @@ def choose_by_backend(*operands: PyTree, cpu: Callable[..., Result], default: Ca
     return jax.lax.platform_dependent(*operands, cpu=cpu, default=default)
 
 
-def map_in_chunks(function: Callable[..., Array], chunks: PyTree, length: int) -> Shaped[Array, "length ..."]:
-    """`function(*chunk)` of each chunk, the results put end to end and cut to `length`.
-
-    On a CPU one chunk after the other: what is between its operands and its result stays in the processor's cache, and
-    is computed again in the backward pass. Forward passes of long sequences are 5 to 18 % faster than whole ones.
-    """
-    cpu, default = functools.partial(_loop, function), functools.partial(_batch, function)
-    return _join(choose_by_backend(chunks, cpu=cpu, default=default), length)
-
-
 def _loop(function: Callable[..., Array], chunks: PyTree) -> Array:
     return jax.lax.map(remat_except_saved(lambda chunk: function(*chunk)), chunks)
 
@@ -99,17 +89,22 @@ def map_rows(
     key: PRNGKeyArray | None,
     hidden_dim: int,
 ) -> Float[Array, "*positions dim"]:
-    """`function(rows, key)` of some positions at a time, where their `hidden_dim` features each exceed the cache.
+    """`function(rows, key)`; on a CPU of some positions at a time, where their `hidden_dim` features exceed the cache.
 
-    Not where the layer is as wide as a quarter of the rows: each chunk would read its weights again.
+    What is between its operands and its result then stays in the cache, and is computed again in the backward pass:
+    forward passes of long sequences are 5 to 18 % faster. Not where the layer is as wide as a quarter of the rows: each
+    chunk would read its weights again.
     """
-    rows = x.reshape(-1, x.shape[-1])
-    length = rows.shape[0]
+    length = math.prod(x.shape[:-1])
     if length * hidden_dim <= MAX_HIDDEN or length <= 4 * hidden_dim:
         return function(x, key)
     count = math.ceil(length * hidden_dim / MAX_HIDDEN)
-    chunks = (split_into_chunks(rows, 0, count), stack_or_none(key, count))
-    return map_in_chunks(function, chunks, length).reshape(x.shape)
+
+    def loop(x: Array, key: PRNGKeyArray | None) -> Array:
+        chunks = (split_into_chunks(x.reshape(-1, x.shape[-1]), 0, count), stack_or_none(key, count))
+        return _join(_loop(function, chunks), length).reshape(x.shape)
+
+    return choose_by_backend(x, key, cpu=loop, default=function)
 
 
 def map_windows(
@@ -117,14 +112,18 @@ def map_windows(
     windows: Float[Array, "windows positions dim"],
     keys: Array | None,
 ) -> Float[Array, "windows positions dim"]:
-    """`function(window, key)` of each window, of two at a time (one, where their number is odd).
+    """`function(window, key)` of each window; on a CPU of two at a time (one, where their number is odd).
 
     What attention makes of more leaves the processor's cache: a forward pass of NesT-T takes 9 % less processor time
     than with all windows at once.
     """
     size = math.gcd(len(windows), 2)
-    chunks = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), (windows, keys))
-    return map_in_chunks(jax.vmap(function), chunks, len(windows))
+
+    def loop(windows: Array, keys: Array | None) -> Array:
+        chunks = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), (windows, keys))
+        return _join(_loop(jax.vmap(function), chunks), len(windows))
+
+    return choose_by_backend(windows, keys, cpu=loop, default=jax.vmap(function))
 
 
 def softmax(scores: Float[Array, "*batch keys"]) -> Float[Array, "*batch keys"]:

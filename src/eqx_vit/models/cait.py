@@ -41,6 +41,7 @@ from eqx_vit.layers.config import Size, check_heads, no_type_check, pair
 from eqx_vit.layers.init import truncated_normal
 from eqx_vit.model import PatchGridConfig, StatelessImageModel
 from eqx_vit.models.source import Source
+from eqx_vit.points import AttentionPoint, FeaturePoint, points_of_blocks
 
 
 @no_type_check
@@ -226,6 +227,15 @@ class CaiT(StatelessImageModel[CaiTConfig]):
     def classify(self, features: Float[Array, "tokens dim"]) -> Float[Array, " classes"]:
         """Logits, read from the class token."""
         return self.head(features[0])
+
+    def feature_points(self, height: int, width: int) -> list[FeaturePoint]:
+        """The output of each block among the patches."""
+        config = self.config
+        return points_of_blocks("blocks", config.depth, config.dim, config.patch_size, config.grid, norm=self.norm)
+
+    def attention_points(self, height: int, width: int) -> list[AttentionPoint]:
+        """The attention of the class token in each of its blocks."""
+        return [AttentionPoint("class_blocks.attention", self.config.grid, 1)]
 
     def resize_spec(self, image_size: Size) -> tuple[CaiTConfig, Mapping[str, Array]]:
         """The config for another image size, and the table resampled as the official fine-tuning does it."""

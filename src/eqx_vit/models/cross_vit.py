@@ -44,6 +44,7 @@ from eqx_vit.layers.config import Size, check, check_multiple, check_stages, no_
 from eqx_vit.layers.init import truncated_normal
 from eqx_vit.model import ImageModelConfig, StatelessImageModel
 from eqx_vit.models.source import Source
+from eqx_vit.points import AttentionPoint, FeaturePoint
 
 Tokens = tuple[Float[Array, "small_tokens small_dim"], Float[Array, "large_tokens large_dim"]]
 
@@ -366,6 +367,38 @@ class CrossViT(StatelessImageModel[CrossViTConfig, Tokens]):
         if self.config.num_classes == 0:
             return jnp.concatenate([small, large])
         return (self.head[0](small) + self.head[1](large)) / 2
+
+    def feature_points(self, height: int, width: int) -> list[FeaturePoint]:
+        """The output of each multi-scale block: of the branch of small patches, then of that of large ones."""
+        reductions = [  # of the image, which each branch sees at another scale
+            (round(branch.patch_size[0] / scale), round(branch.patch_size[1] / scale))
+            for branch, scale in zip(self.config.branches, self.config.image_scale, strict=True)
+        ]
+        return [
+            FeaturePoint(
+                f"blocks.{run}",
+                branch.dim,
+                reductions[part],
+                (index,),
+                part,
+                branch.grid,
+                prefix=1,
+                norm=self.norm[part],
+            )
+            for part, branch in enumerate(self.config.branches)
+            for run, blocks in enumerate(self.blocks)
+            for index in range(len(blocks))
+        ]
+
+    def cam_point(self, height: int, width: int) -> FeaturePoint:
+        """The small patches that the large branch's class token attends to last."""
+        point = self.feature_points(height, width)[0]
+        return point._replace(module=f"blocks.{len(self.blocks) - 1}.branches.0", block=(-1, -1), part=None)
+
+    def attention_points(self, height: int, width: int) -> list[AttentionPoint]:
+        """The large branch's class token, which attends to the small patches."""
+        grid = self.config.branches[0].grid
+        return [AttentionPoint(f"blocks.{run}.fusions.1.attentions.0", grid, 1) for run in range(len(self.blocks))]
 
 
 def _make_block(config: CrossViTConfig, branch: Branch, *, key: PRNGKeyArray) -> PreNormBlock[Attention]:

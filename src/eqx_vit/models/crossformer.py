@@ -45,6 +45,7 @@ from eqx_vit.layers.config import check, check_at_least, check_heads, check_stag
 from eqx_vit.layers.window import grid_coordinates
 from eqx_vit.model import ImageModelConfig, StatelessImageModel
 from eqx_vit.models.source import Source
+from eqx_vit.points import FeaturePoint
 
 NORM_EPS = 1e-5
 
@@ -333,6 +334,15 @@ class CrossFormer(StatelessImageModel[CrossFormerConfig]):
     def classify(self, features: Float[Array, "rows columns dim"]) -> Float[Array, " classes"]:
         """Logits of the mean over the map."""
         return self.head(jnp.mean(features, axis=(0, 1)))
+
+    def feature_points(self, height: int, width: int) -> list[FeaturePoint]:
+        """The output of each stage."""
+        points, reduction = list[FeaturePoint](), 1
+        for stage, sizes in enumerate(self.config.stages):
+            reduction *= sizes.stride
+            norm = self.norm if stage == len(self.stages) - 1 else None
+            points.append(FeaturePoint(f"stages.{stage}", sizes.dim, reduction, norm=norm))
+        return points
 
 
 def to_groups(x: Float[Array, "rows columns dim"], group_size: int, interval: int) -> Float[Array, "groups tokens dim"]:

@@ -43,6 +43,7 @@ from eqx_vit.layers.config import check, no_type_check
 from eqx_vit.layers.init import fan_in_uniform, truncated_normal
 from eqx_vit.model import ImageModelConfig, StatefulImageModel
 from eqx_vit.models.source import Source
+from eqx_vit.points import AttentionPoint, FeaturePoint
 
 STAGES = (1, 2, 3)
 STAGE_FIELDS = ("emb_dim", "emb_kernel", "emb_stride", "proj_kernel", "kv_proj_stride", "heads", "depth", "mlp_mult")
@@ -354,6 +355,27 @@ class CvT(StatefulImageModel[CvTConfig]):
     def classify(self, features: Float[Array, "tokens dim"], state: State) -> tuple[Float[Array, " classes"], State]:
         """Logits from the class token, or from the mean over the map without one."""
         return self.head(pool_tokens(features, "cls" if self.config.class_token else "mean", 0)), state
+
+    def feature_points(self, height: int, width: int) -> list[FeaturePoint]:
+        """The output of each stage."""
+        points, reduction, grid = list[FeaturePoint](), 1, (height, width)
+        for stage, sizes in enumerate(self.config.stages):
+            reduction, grid = reduction * sizes.stride, sizes.grid(*grid)
+            norm = self.norm if stage == len(STAGES) - 1 else None
+            prefix = int(sizes.class_token)
+            points.append(FeaturePoint(f"stages.{stage}", sizes.dim, reduction, grid=grid, prefix=prefix, norm=norm))
+        return points
+
+    def cam_point(self, height: int, width: int) -> FeaturePoint:
+        """What the last attention reads: of its output the head may read the class token alone."""
+        point = self.feature_points(height, width)[-1]
+        return point._replace(module=f"{point.module}.blocks.norm1", block=(-1,))
+
+    def attention_points(self, height: int, width: int) -> list[AttentionPoint]:
+        """The attention of each block of the last stage, whose keys and values are of a map with a stride."""
+        point, sizes = self.feature_points(height, width)[-1], self.config.stages[-1]
+        rows, columns = (-(-length // sizes.key_value_stride) for length in point.grid or (0, 0))
+        return [AttentionPoint(f"{point.module}.blocks.attention", (rows, columns), point.prefix, point.prefix > 0)]
 
 
 def _prefix_and_map(

@@ -46,6 +46,7 @@ from eqx_vit.layers.config import Size, check, check_heads, check_multiple, no_t
 from eqx_vit.layers.init import fan_in_uniform, truncated_normal
 from eqx_vit.model import PatchGridConfig, StatefulImageModel
 from eqx_vit.models.source import INCEPTION_MEAN, INCEPTION_STD, Source
+from eqx_vit.points import AttentionPoint, FeaturePoint, points_of_blocks
 
 STEM_WIDTH = 64
 
@@ -294,6 +295,33 @@ class DeepViT(StatefulImageModel[DeepViTConfig]):
     def classify(self, features: Float[Array, "tokens dim"], state: State) -> tuple[Float[Array, " classes"], State]:
         """Logits."""
         return self.head(pool_tokens(features, self.config.pool, prefix=1)), state
+
+    def feature_points(self, height: int, width: int) -> list[FeaturePoint]:
+        """The output of each block."""
+        config, points = self.config, list[FeaturePoint]()
+        for name, depth in self._stacks():
+            points += points_of_blocks(
+                name, depth, config.dim, config.patch_size, config.grid, prefix=1, norm=self.norm
+            )
+        return points
+
+    def cam_point(self, height: int, width: int) -> FeaturePoint:
+        """What the last attention reads: of its output the head may read the class token alone."""
+        point = self.feature_points(height, width)[-1]
+        return point._replace(module=f"{point.module}.norm1")
+
+    def attention_points(self, height: int, width: int) -> list[AttentionPoint]:
+        """The attention of each block, before its re-attention."""
+        return [
+            AttentionPoint(f"{name}.attention", self.config.grid, 1, self.config.pool == "cls")
+            for name, _ in self._stacks()
+        ]
+
+    def _stacks(self) -> list[tuple[str, int]]:
+        """(name, depth) of each stack of blocks, in order."""
+        later = [(f"later_blocks.{index}", blocks) for index, blocks in enumerate(self.later_blocks)]
+        stacks = [("blocks", self.blocks), ("re_attention_blocks", self.re_attention_blocks), *later]
+        return [(name, len(blocks)) for name, blocks in stacks if blocks is not None]
 
     def resize_spec(self, image_size: Size) -> tuple[DeepViTConfig, Mapping[str, Array]]:
         """The config for another image size, and the arrays that change: the table resampled as timm does it."""

@@ -40,6 +40,7 @@ from eqx_vit.layers.init import fan_in_uniform
 from eqx_vit.layers.window import grid_coordinates
 from eqx_vit.model import FixedSizeConfig, LogitsPair, StatefulImageModel
 from eqx_vit.models.source import Source
+from eqx_vit.points import FeaturePoint
 
 
 class StageSizes(NamedTuple):
@@ -396,6 +397,13 @@ class LeViT(StatefulImageModel[LeViTConfig]):
         logits, state = self.head(pooled, state)
         distilled, state = self.head_dist(pooled, state)
         return (logits, distilled), state
+
+    def feature_points(self, height: int, width: int) -> list[FeaturePoint]:
+        """The output of each stage's last block."""
+        return [
+            FeaturePoint(f"stages.{stage}", sizes.dim, 2 ** (len(self.stem) + stage), (-1,), grid=sizes.grid)
+            for stage, sizes in enumerate(self.config.stage_sizes)
+        ]
 
     def resize_spec(self, image_size: Size) -> tuple[LeViTConfig, Mapping[str, Array]]:
         """**Raises:** `ValueError`: the bias tables belong to one map size, and no official rule resizes them."""

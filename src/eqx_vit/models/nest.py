@@ -51,6 +51,7 @@ from eqx_vit.layers.config import Size, check, check_heads, check_multiple, chec
 from eqx_vit.layers.init import constant, truncated_normal
 from eqx_vit.model import PatchGridConfig, StatelessImageModel
 from eqx_vit.models.source import Source
+from eqx_vit.points import FeaturePoint
 
 _INIT = truncated_normal(0.02, sigmas=2.0)  # of every kernel and table, as Flax cuts it
 
@@ -293,6 +294,15 @@ class NesT(StatelessImageModel[NesTConfig]):
     def classify(self, features: Float[Array, "rows columns dim"]) -> Float[Array, " classes"]:
         """Logits of the mean over the map."""
         return self.head(jnp.mean(features, axis=(0, 1)))
+
+    def feature_points(self, height: int, width: int) -> list[FeaturePoint]:
+        """The output of each stage."""
+        patch_height, patch_width = pair(self.config.patch_size)
+        *first, last = (
+            FeaturePoint(f"stages.{stage}", sizes.dim, (patch_height * 2**stage, patch_width * 2**stage))
+            for stage, sizes in enumerate(self.config.stages)
+        )
+        return [*first, last._replace(norm=self.norm)]
 
     def resize_spec(self, image_size: Size) -> tuple[NesTConfig, Mapping[str, Array]]:
         """**Raises:** `ValueError`: the tables belong to windows of one size, and no official rule resizes them."""

@@ -45,6 +45,7 @@ from eqx_vit.layers.config import Size, check, check_heads, no_type_check, pair
 from eqx_vit.layers.init import truncated_normal
 from eqx_vit.model import Model, PatchGridConfig, StatefulImageModel, StatelessImageModel
 from eqx_vit.models.source import Source
+from eqx_vit.points import AttentionPoint, FeaturePoint, points_of_blocks
 
 HMLP_CUTS = (4, 2, 2)
 
@@ -250,6 +251,28 @@ class Encoder(eqx.Module):
         pooled = pool_tokens(features, self.pool, prefix=0 if self.class_token is None else 1)
         return self.norm(pooled) if self.pool_norm else pooled
 
+    def feature_points(self, config: EitherConfig) -> list[FeaturePoint]:
+        """The output of each block."""
+        return points_of_blocks(
+            "encoder.blocks",
+            config.depth,
+            config.dim,
+            config.patch_size,
+            config.grid,
+            prefix=0 if self.class_token is None else 1,
+            norm=self.norm,
+        )
+
+    def cam_point(self, config: EitherConfig) -> FeaturePoint:
+        """The input of the last block."""
+        *_, before, last = (self.feature_points(config)[0], *self.feature_points(config))
+        return before if config.depth > 1 else last._replace(module="encoder.embedding_dropout", block=())
+
+    def attention_points(self, config: EitherConfig) -> list[AttentionPoint]:
+        """The attentions of each block."""
+        prefix = 0 if self.class_token is None else 1
+        return [AttentionPoint("encoder.blocks.attentions.layer", config.grid, prefix, self.pool == "cls")]
+
 
 class ParallelViT(StatelessImageModel[ParallelViTConfig]):
     """Parallel ViT: one image to logits.
@@ -297,6 +320,18 @@ class ParallelViT(StatelessImageModel[ParallelViTConfig]):
         config = replace(self.config, image_size=image_size)
         table = resize_table(self.encoder.position_embedding, self.config.grid, config.grid)
         return config, {"encoder.position_embedding": table}
+
+    def feature_points(self, height: int, width: int) -> list[FeaturePoint]:
+        """The output of each block."""
+        return self.encoder.feature_points(self.config)
+
+    def cam_point(self, height: int, width: int) -> FeaturePoint:
+        """What the last attentions read: of their output the head may read the class token alone."""
+        return self.encoder.cam_point(self.config)
+
+    def attention_points(self, height: int, width: int) -> list[AttentionPoint]:
+        """The attentions of each block."""
+        return self.encoder.attention_points(self.config)
 
 
 class ParallelViTHMLP(StatefulImageModel[ParallelViTHMLPConfig]):
@@ -348,6 +383,18 @@ class ParallelViTHMLP(StatefulImageModel[ParallelViTHMLPConfig]):
         config = replace(self.config, image_size=image_size)
         table = resize_table(self.encoder.position_embedding, self.config.grid, config.grid)
         return config, {"encoder.position_embedding": table}
+
+    def feature_points(self, height: int, width: int) -> list[FeaturePoint]:
+        """The output of each block."""
+        return self.encoder.feature_points(self.config)
+
+    def cam_point(self, height: int, width: int) -> FeaturePoint:
+        """What the last attentions read: of their output the head may read the class token alone."""
+        return self.encoder.cam_point(self.config)
+
+    def attention_points(self, height: int, width: int) -> list[AttentionPoint]:
+        """The attentions of each block."""
+        return self.encoder.attention_points(self.config)
 
 
 def _make_attention(config: EitherConfig, *, key: PRNGKeyArray) -> Branch[Attention]:

@@ -38,6 +38,7 @@ from eqx_vit.layers.config import Size, check, check_heads, no_type_check, pair
 from eqx_vit.layers.init import constant, normal, truncated_normal
 from eqx_vit.model import PatchGridConfig, StatelessImageModel
 from eqx_vit.models.source import Source
+from eqx_vit.points import AttentionPoint, FeaturePoint, points_of_blocks
 
 
 @no_type_check
@@ -201,6 +202,17 @@ class PatchMergerViT(StatelessImageModel[PatchMergerViTConfig]):
     def classify(self, features: Float[Array, "merged dim"]) -> Float[Array, " classes"]:
         """Logits, from the mean of the merged tokens."""
         return self.head(pool_tokens(features, "mean", prefix=0))
+
+    def feature_points(self, height: int, width: int) -> list[FeaturePoint]:
+        """The output of each block before the merger: behind it the tokens are no map."""
+        config = self.config
+        return points_of_blocks(
+            "blocks", config.merge_layer, config.dim, config.patch_size, config.grid, norm=self.norm
+        )
+
+    def attention_points(self, height: int, width: int) -> list[AttentionPoint]:
+        """The attention of each block before the merger."""
+        return [AttentionPoint("blocks.attention", self.config.grid, class_token=False)]
 
     def resize_spec(self, image_size: Size) -> tuple[PatchMergerViTConfig, Mapping[str, Array]]:
         """The config for another image size, and the arrays that change: the table resampled as for a ViT."""

@@ -37,6 +37,7 @@ from eqx_vit.layers.config import Size, check, check_heads, check_stages, no_typ
 from eqx_vit.layers.init import truncated_normal
 from eqx_vit.model import FixedSizeConfig, LogitsPair, StatelessImageModel
 from eqx_vit.models.source import Source
+from eqx_vit.points import AttentionPoint, FeaturePoint
 
 
 class StageSizes(NamedTuple):
@@ -217,6 +218,33 @@ class PiT(StatelessImageModel[PiTConfig]):
         if self.head_dist is None:
             raise ValueError("this PiT has one head: a pair needs a config with distillation=True")
         return self.head(features[0]), self.head_dist(features[1])
+
+    def feature_points(self, height: int, width: int) -> list[FeaturePoint]:
+        """The output of each stage's last block."""
+        (height, width), prefix = self.config.strides, len(self.class_token)
+        return [
+            FeaturePoint(
+                f"stages.{stage}",
+                sizes.dim,
+                (height * 2**stage, width * 2**stage),
+                (-1,),
+                grid=sizes.grid,
+                prefix=prefix,
+            )
+            for stage, sizes in enumerate(self.config.stages)
+        ]
+
+    def cam_point(self, height: int, width: int) -> FeaturePoint:
+        """What the last attention reads: of its output the head reads the prefix tokens alone."""
+        point = self.feature_points(height, width)[-1]
+        return point._replace(module=f"{point.module}.norm1")
+
+    def attention_points(self, height: int, width: int) -> list[AttentionPoint]:
+        """The attention of each block of each stage."""
+        return [
+            AttentionPoint(f"stages.{stage}.attention", sizes.grid, len(self.class_token))
+            for stage, sizes in enumerate(self.config.stages)
+        ]
 
     def resize_spec(self, image_size: Size) -> tuple[PiTConfig, Mapping[str, Array]]:
         """The config for another image size, and the arrays that change: the position map, resampled."""

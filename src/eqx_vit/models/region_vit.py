@@ -47,6 +47,7 @@ from eqx_vit.layers.init import truncated_normal
 from eqx_vit.layers.window import grid_coordinates
 from eqx_vit.model import ImageModelConfig, StatelessImageModel
 from eqx_vit.models.source import Source
+from eqx_vit.points import FeaturePoint
 
 MAP_NORM_EPS = 1e-5  # of the norms in the stem and the downsampling
 NORM_EPS = 1e-6  # of all others
@@ -349,6 +350,18 @@ class RegionViT(StatelessImageModel[RegionViTConfig]):
     def classify(self, features: Float[Array, "region_rows region_columns dim"]) -> Float[Array, " classes"]:
         """Logits of the mean over the regions."""
         return self.head(jnp.mean(features, axis=(0, 1)))
+
+    def feature_points(self, height: int, width: int) -> list[FeaturePoint]:
+        """The local tokens after each stage."""
+        return [
+            FeaturePoint(f"stages.{stage}", dim, self.config.local_patch_size * 2**stage, part=1)
+            for stage, dim in enumerate(self.config.dim)
+        ]
+
+    def cam_point(self, height: int, width: int) -> FeaturePoint:
+        """The local tokens before the last stage, after which the head reads the regions alone."""
+        config, points = self.config, self.feature_points(height, width)
+        return points[-2] if len(points) > 1 else FeaturePoint("local_stem", config.dim[0], config.local_patch_size)
 
 
 def pad_for_regions(

@@ -41,6 +41,7 @@ from eqx_vit.layers.config import check, check_heads, check_multiple, check_stag
 from eqx_vit.layers.init import constant, fan_out_normal
 from eqx_vit.model import ImageModelConfig, StatelessImageModel
 from eqx_vit.models.source import Source
+from eqx_vit.points import FeaturePoint
 
 REDUCTION_NORM_EPS = 1e-5  # the official code names none for this one norm
 
@@ -322,6 +323,13 @@ class ScalableViT(StatelessImageModel[ScalableViTConfig]):
     def classify(self, features: Float[Array, "rows columns dim"]) -> Float[Array, " classes"]:
         """Logits of the mean over the map."""
         return self.head(jnp.mean(features, axis=(0, 1)))
+
+    def feature_points(self, height: int, width: int) -> list[FeaturePoint]:
+        """The output of each stage."""
+        *first, last = (
+            FeaturePoint(f"stages.{stage}", sizes.dim, sizes.stride) for stage, sizes in enumerate(self.config.stages)
+        )
+        return [*first, last._replace(norm=self.norm)]
 
 
 # The official code starts every convolution by its fan-out.

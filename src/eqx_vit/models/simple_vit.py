@@ -41,6 +41,7 @@ from eqx_vit.layers.config import Size, check, check_heads, check_multiple, no_t
 from eqx_vit.layers.init import constant, lecun_normal, normal, xavier_uniform
 from eqx_vit.model import PatchGridConfig, StatelessImageModel
 from eqx_vit.models.source import INCEPTION_MEAN, INCEPTION_STD, Source
+from eqx_vit.points import AttentionPoint, FeaturePoint, points_of_blocks
 
 NORM_EPS = 1e-6  # Flax's default
 
@@ -163,6 +164,28 @@ class SimpleViT(StatelessImageModel[SimpleViTConfig]):
         else:
             pooled = pool_tokens(features, "mean" if self.config.pool == "mean" else "cls", prefix=0)
         return self.head(pooled if self.pre_logits is None else jnp.tanh(self.pre_logits(pooled)))
+
+    def feature_points(self, height: int, width: int) -> list[FeaturePoint]:
+        """The output of each block."""
+        config = self.config
+        return points_of_blocks(
+            "blocks",
+            config.depth,
+            config.dim,
+            config.patch_size,
+            config.grid,
+            prefix=0 if self.class_token is None else 1,
+            norm=self.norm,
+        )
+
+    def cam_point(self, height: int, width: int) -> FeaturePoint:
+        """What the last attention reads: of its output the head may read the class token alone."""
+        return self.feature_points(height, width)[-1]._replace(module="blocks.norm1")
+
+    def attention_points(self, height: int, width: int) -> list[AttentionPoint]:
+        """The attention of each block."""
+        prefix = 0 if self.class_token is None else 1
+        return [AttentionPoint("blocks.attention", self.config.grid, prefix, self.class_token is not None)]
 
     def resize_spec(self, image_size: Size) -> tuple[SimpleViTConfig, Mapping[str, Array]]:
         """The config for another image size, and a learned table resampled as big_vision does it."""

@@ -45,6 +45,7 @@ from eqx_vit.layers.patch import unfolded_size
 from eqx_vit.layers.upcast import upcast
 from eqx_vit.model import FixedSizeConfig, StatelessImageModel
 from eqx_vit.models.source import Source
+from eqx_vit.points import AttentionPoint, FeaturePoint, points_of_blocks
 
 
 @no_type_check
@@ -264,6 +265,20 @@ class T2TViT(StatelessImageModel[T2TViTConfig]):
     def classify(self, features: Float[Array, "tokens dim"]) -> Float[Array, " classes"]:
         """Logits."""
         return self.head(pool_tokens(features, self.config.pool, prefix=1))
+
+    def feature_points(self, height: int, width: int) -> list[FeaturePoint]:
+        """The output of each block."""
+        config = self.config
+        reduction = math.prod(stride for _, stride, _ in config.splits)
+        return points_of_blocks("blocks", config.depth, config.dim, reduction, config.grid, prefix=1, norm=self.norm)
+
+    def cam_point(self, height: int, width: int) -> FeaturePoint:
+        """What the last attention reads: of its output the head may read the class token alone."""
+        return self.feature_points(height, width)[-1]._replace(module="blocks.norm1")
+
+    def attention_points(self, height: int, width: int) -> list[AttentionPoint]:
+        """The attention of each block."""
+        return [AttentionPoint("blocks.attention", self.config.grid, 1)]
 
     def resize_spec(self, image_size: Size) -> tuple[T2TViTConfig, Mapping[str, Array]]:
         """The config for another image size, and the table resampled as the official code does it on loading."""

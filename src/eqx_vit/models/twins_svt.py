@@ -44,6 +44,7 @@ from eqx_vit.layers.config import check, no_type_check
 from eqx_vit.layers.init import constant, fan_out_normal, normal
 from eqx_vit.model import ImageModelConfig, StatelessImageModel
 from eqx_vit.models.source import Source
+from eqx_vit.points import FeaturePoint
 
 STAGES = (1, 2, 3, 4)
 STAGE_FIELDS = ("emb_dim", "patch_size", "local_patch_size", "global_k", "depth", "heads", "mlp_mult")
@@ -300,6 +301,15 @@ class TwinsSVT(StatelessImageModel[TwinsSVTConfig]):
     def classify(self, features: Float[Array, "rows columns dim"]) -> Float[Array, " classes"]:
         """Logits of the mean over the map."""
         return self.head(jnp.mean(features, axis=(0, 1)))
+
+    def feature_points(self, height: int, width: int) -> list[FeaturePoint]:
+        """The output of each stage."""
+        points, reduction = list[FeaturePoint](), 1
+        for stage, sizes in enumerate(self.config.stages):
+            reduction *= sizes.patch_size
+            norm = self.norm if stage == len(STAGES) - 1 else None
+            points.append(FeaturePoint(f"stages.{stage}", sizes.dim, reduction, norm=norm))
+        return points
 
 
 def _make_block(config: TwinsSVTConfig, sizes: StageSizes, index: int, *, key: PRNGKeyArray) -> Block:

@@ -39,6 +39,7 @@ from eqx_vit.layers.config import Size, check, check_heads, no_type_check, pair
 from eqx_vit.layers.init import constant, lecun_normal, normal, truncated_normal, xavier_uniform
 from eqx_vit.model import LogitsPair, PatchGridConfig, StatelessImageModel
 from eqx_vit.models.source import INCEPTION_MEAN, INCEPTION_STD, Source
+from eqx_vit.points import AttentionPoint, FeaturePoint, points_of_blocks
 
 
 @no_type_check
@@ -200,6 +201,28 @@ class ViT(StatelessImageModel[ViTConfig]):
         if self.head_dist is None:
             raise ValueError("this ViT has one head: a pair needs a config with distillation=True")
         return self.head(features[0]), self.head_dist(features[1])
+
+    def feature_points(self, height: int, width: int) -> list[FeaturePoint]:
+        """The output of each block."""
+        config = self.config
+        return points_of_blocks(
+            "blocks",
+            config.depth,
+            config.dim,
+            config.patch_size,
+            config.grid,
+            prefix=config.prefix,
+            norm=self.norm,
+        )
+
+    def cam_point(self, height: int, width: int) -> FeaturePoint:
+        """What the last attention reads: of its output the head may read the class token alone."""
+        return self.feature_points(height, width)[-1]._replace(module="blocks.norm1")
+
+    def attention_points(self, height: int, width: int) -> list[AttentionPoint]:
+        """The attention of each block."""
+        config = self.config
+        return [AttentionPoint("blocks.attention", config.grid, config.prefix, config.pool == "cls")]
 
     def resize_spec(self, image_size: Size) -> tuple[ViTConfig, Mapping[str, Array]]:
         """The config for another image size, and the arrays that change: the table resampled as timm does it."""

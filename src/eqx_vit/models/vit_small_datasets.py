@@ -41,6 +41,7 @@ from eqx_vit.layers.config import Size, check, check_heads, check_multiple, no_t
 from eqx_vit.layers.init import constant, normal, xavier_normal
 from eqx_vit.model import PatchGridConfig, StatelessImageModel
 from eqx_vit.models.source import Source
+from eqx_vit.points import AttentionPoint, FeaturePoint, points_of_blocks
 
 NORM_EPS = 1e-5  # PyTorch's default
 
@@ -252,6 +253,21 @@ class SmallDatasetViT(StatelessImageModel[SmallDatasetViTConfig]):
         """Logits."""
         pooled = pool_tokens(features, self.config.pool, prefix=1)
         return self.head(pooled if self.config.pool == "cls" else self.norm(pooled))
+
+    def feature_points(self, height: int, width: int) -> list[FeaturePoint]:
+        """The output of each block."""
+        config = self.config
+        return points_of_blocks(
+            "blocks", config.depth, config.dim, config.patch_size, config.grid, prefix=1, norm=self.norm
+        )
+
+    def cam_point(self, height: int, width: int) -> FeaturePoint:
+        """What the last attention reads: of its output the head may read the class token alone."""
+        return self.feature_points(height, width)[-1]._replace(module="blocks.norm1")
+
+    def attention_points(self, height: int, width: int) -> list[AttentionPoint]:
+        """The attention of each block."""
+        return [AttentionPoint("blocks.attention", self.config.grid, 1, self.config.pool == "cls")]
 
     def resize_spec(self, image_size: Size) -> tuple[SmallDatasetViTConfig, Mapping[str, Array]]:
         """The config for another image size, and the arrays that change: the table, resampled as for ViT."""

@@ -1,0 +1,14 @@
+"""Seeing inside a model: any value, features of each stage, attention maps, Grad-CAM, and pictures of them."""
+
+from eqx_vit.inspection.attention import (
+    attention_maps as attention_maps,
+    attention_rollout as attention_rollout,
+    resize_maps as resize_maps,
+)
+from eqx_vit.inspection.features import (
+    FeatureInfo as FeatureInfo,
+    feature_info as feature_info,
+    intermediates as intermediates,
+)
+from eqx_vit.inspection.grad_cam import grad_cam as grad_cam
+from eqx_vit.inspection.observe import observable as observable, observe as observe
