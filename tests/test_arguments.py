@@ -52,6 +52,16 @@ FUNCTIONS: dict[str, Callable[..., object]] = {
     "create_abstract": lambda config=TINY["vit"]: eqx_vit.create_abstract(config),
     "forward": forward,
     "call": call,
+    "observe": lambda model=LEVIT, state=LEVIT_STATE, images=LEVIT_IMAGE[None], names="head", key=KEY: eqx_vit.observe(
+        model, state, images, names, key
+    ),
+    "observable": lambda model=LEVIT, state=None, image_size=None: eqx_vit.observable(model, state, image_size),
+    "feature_info": lambda model=LEVIT, state=None, image_size=None: eqx_vit.feature_info(model, state, image_size),
+    "intermediates": lambda images=LEVIT_IMAGE[None], indices=None, norm=False, layout="map": eqx_vit.intermediates(
+        LEVIT, LEVIT_STATE, images, indices, norm, layout=layout
+    ),
+    "attention_maps": lambda layers=None: eqx_vit.attention_maps(VIT, VIT_STATE, IMAGE[None], layers),
+    "grad_cam": lambda classes=None: eqx_vit.grad_cam(VIT, VIT_STATE, IMAGE[None], classes),
     "list_models": lambda pattern="*": eqx_vit.list_models(pattern),
     "transform": lambda config=TINY["vit"]: eqx_vit.transform(config),
     "cast": lambda dtype=jnp.bfloat16: eqx_vit.cast(jnp.zeros(2), dtype),

@@ -112,6 +112,22 @@ def test_predict(trained: Path, digit: Path, tmp_path: Path, capsys: pytest.Capt
     assert capsys.readouterr().out.splitlines()[1].endswith("  0")
 
 
+def test_look(trained: Path, digit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "other" / digit.name  # of the same name: neither picture may replace the other
+    copy.parent.mkdir()
+    Image.fromarray(255 - np.asarray(Image.open(digit))).save(copy)
+    folder = tmp_path / "looks"
+    assert run("look", trained, digit, copy, "--class", "3", "--layer", "0", "--output", folder) == 0
+    names = [f"{digit.stem}.look.png", f"{digit.stem}-2.look.png"]
+    assert capsys.readouterr().out.splitlines() == [str(folder / name) for name in names]
+    assert run("look", trained, digit, copy, "--features", "--output", folder) == 0
+    names += [f"{digit.stem}.features.png", f"{digit.stem}-2.features.png"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+    pictures = [np.asarray(Image.open(folder / name).convert("RGB")) for name in names]
+    assert all(picture.std() > 10 for picture in pictures)
+    assert not np.array_equal(pictures[0], pictures[1])
+
+
 def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("models", "levit_128*") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -130,7 +146,7 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(lines) == 3
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["predict"], ["models"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["predict"], ["look"], ["models"]])
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*command, "--help") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -245,6 +261,13 @@ def test_stupid_evaluation_and_prediction(
         (["predict", trained, digit, "--top", "0"], "--top"),
         (["predict", tmp_path, digit], "is not a run folder"),
         (["predict", tmp_path / "nope", digit], "is neither the folder of a run nor a preset"),
+        (["look", trained], "required: IMAGE"),
+        (["look", trained, tmp_path / "nope.png"], "there is no file"),
+        (["look", trained, digit, "--class", "nine"], "the model has no class 'nine': use one of 10, such as 0, 1"),
+        (["look", trained, digit, "--layer", "9"], "--layer 9: the model has"),
+        (["look", trained, digit, "--features", "--layer", "9"], "there is no feature 9: the model has"),
+        (["look", trained, digit, "--features", "--class", "3"], "--features shows no class"),
+        (["look", trained, digit, "--output", digit], "File exists"),
         (["models", "gpt*"], "no model matches 'gpt*'"),
         (["models", "vit", "cait"], "unrecognized arguments: cait"),
         ([], "required: COMMAND"),

@@ -13,6 +13,7 @@ PRINTS = {
     "properties": ("60 random configurations",),
     "flax_dropin": ("epoch 12  test accuracy 0.9",),
     "training_loop": ("epoch 20  test accuracy 0.9",),
+    "look_inside": ("(5, 4, 17) (images, heads, tokens)", "blocks.7  (4, 4, 48)  0.9"),
 }
 
 

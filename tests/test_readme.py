@@ -26,6 +26,11 @@ def test_the_first_model_runs_and_the_errors_are_as_printed() -> None:
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         exec(python_blocks(section("A first model"))[0], names)
     assert names["logits"].shape == (8, 10)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        exec(python_blocks(section("Seeing inside"))[0], names)
+    assert names["seen"]["blocks.attention.weights[class]"].shape == (8, 12, 3, 197)
+    assert [one.shape for one in names["features"]] == [(8, 14, 14, 192)] * 4
+    assert names["where"].shape == (8, 14, 14)
     (transcript,) = python_blocks(section("When a shape is wrong"))
     for call, message in re.findall(r">>> (.*?)\nValueError: (.*?)(?=\n>>>|\Z)", transcript, flags=re.DOTALL):
         words = r"\s+".join(map(re.escape, message.split()))

@@ -22,6 +22,7 @@ from eqx_vit.inspection import (
     attention_maps as attention_maps,
     attention_rollout as attention_rollout,
     feature_info as feature_info,
+    features_to_rgb as features_to_rgb,
     grad_cam as grad_cam,
     intermediates as intermediates,
     observable as observable,

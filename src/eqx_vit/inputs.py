@@ -130,5 +130,7 @@ def check_state(model: PyTree, state: object) -> State:
 @no_type_check
 def image_size_of(config: object, default: tuple[int, int] = (224, 224)) -> tuple[int, int]:
     """The (height, width) that a config is made for: its `image_size`, or `default` for models that take any size."""
+    if not hasattr(config, "check_image_size"):
+        raise ValueError(f"expected the config of a model, given {shorten(config)}")
     size = getattr(config, "image_size", None)
     return default if size is None else pair(size)

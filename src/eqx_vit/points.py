@@ -30,6 +30,7 @@ class AttentionPoint(NamedTuple):
     grid: tuple[int, int]  # (rows, columns) of the keys
     prefix: int = 0  # keys before those of the map
     class_token: bool = True  # whether the first query is what the head reads; else it reads the mean of all
+    self_attention: bool = True  # whether the queries are the keys' tokens
 
 
 def points_of_blocks(

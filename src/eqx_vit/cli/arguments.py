@@ -19,6 +19,7 @@ examples:
   eqx-vit evaluate runs/001-digits
   eqx-vit predict runs/001-digits digit.png
   eqx-vit predict vit_base_patch16_224 cat.jpg    with released weights
+  eqx-vit look runs/001-digits digit.png          where the model looks, as a picture
   eqx-vit models 'levit*'
 """
 TRAIN_DESCRIPTION = """\
@@ -82,6 +83,33 @@ def make_parser() -> Parser:
     _add_run_options(command, "; or a preset with released weights")
     command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image file")
     command.add_argument("--top", type=_parse_count, default=5, metavar="N", help="how many classes (default: 5)")
+    command.add_argument("--invert", action="store_true", help="swap dark and bright")
+
+    command = subparsers.add_parser(
+        "look",
+        help="pictures of what a model sees in image files",
+        description="A picture for each image file: the image as the model is given it, its likeliest classes, where "
+        "the evidence for one of them is (Grad-CAM), and for models whose tokens attend to all patches the attention "
+        "rollout and the attention of each head of a layer. With --features, the patch features as colours.",
+    )
+    command.set_defaults(command=commands.look)
+    _add_run_options(command, "; or a preset with released weights")
+    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image file")
+    command.add_argument(
+        "--layer", type=int, default=-1, metavar="N", help="whose attention, or features: from 0, or from the end with "
+        "-1 (default: the last)",
+    )  # fmt: skip
+    command.add_argument(
+        "--class", dest="class_name", metavar="NAME", help="explain this class (default: the likeliest of each image)"
+    )
+    command.add_argument(
+        "--features", action="store_true",
+        help="the first three principal components of the patch features as red, green and blue: patches of one colour "
+        "are alike to the model",
+    )  # fmt: skip
+    command.add_argument(
+        "--output", type=Path, default=Path("looks"), metavar="FOLDER", help="where the pictures go (default: looks)"
+    )
     command.add_argument("--invert", action="store_true", help="swap dark and bright")
 
     command = subparsers.add_parser(

@@ -82,18 +82,33 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def predict(options: argparse.Namespace) -> int:
     """`eqx-vit predict RUN|MODEL IMAGE...`."""
-    from eqx_vit.train.inference import predict_with_preset, predict_with_run
+    from eqx_vit.train.inference import predict_files
+    from eqx_vit.train.predictor import load_predictor
 
-    if options.run.exists():
-        predictions = predict_with_run(options.run, options.checkpoint, options.images, options.invert)
-    elif str(options.run) in list_models():
-        predictions = predict_with_preset(str(options.run), options.images, options.invert)
-    else:
-        raise ValueError(f"{options.run} is neither the folder of a run nor a preset (`eqx-vit models` lists them)")
-    for path, ranking in predictions:
+    predictor = load_predictor(options.run, options.checkpoint)
+    for path, ranking in predict_files(predictor, options.images, options.invert):
         print(path)
         for name, probability in ranking[: options.top]:
             print(f"  {probability:7.2%}  {name}")
+    return 0
+
+
+def look(options: argparse.Namespace) -> int:
+    """`eqx-vit look RUN|MODEL IMAGE...`."""
+    from eqx_vit.train.look import look_at_features, look_at_files
+    from eqx_vit.train.predictor import load_predictor
+
+    predictor = load_predictor(options.run, options.checkpoint)
+    if options.features:
+        if options.class_name is not None:
+            raise ValueError("--features shows no class: give it without --class")
+        written = look_at_features(predictor, options.images, options.invert, options.layer, options.output)
+    else:
+        written = look_at_files(
+            predictor, options.images, options.invert, options.layer, options.class_name, options.output
+        )
+    for path in written:
+        print(path)
     return 0
 
 

@@ -3,8 +3,10 @@
 from eqx_vit.inspection.attention import (
     attention_maps as attention_maps,
     attention_rollout as attention_rollout,
+    has_constant_tokens as has_constant_tokens,
     resize_maps as resize_maps,
 )
+from eqx_vit.inspection.colours import features_to_rgb as features_to_rgb
 from eqx_vit.inspection.features import (
     FeatureInfo as FeatureInfo,
     feature_info as feature_info,

@@ -59,14 +59,12 @@ def attention_rollout(model: AnyModel, state: State, images: Images) -> Float[Ar
     check_batch(model, state, images, None)
     points = _find_points(model, images)
     names = [point.module + WEIGHTS for point in points]
-    _, seen = observe(eqx.nn.inference_mode(model), state, images, names)
-    if len({(point.grid, point.prefix) for point in points}) > 1 or any(
-        seen[name].shape[-2] != seen[name].shape[-1] for name in names
-    ):
+    if not has_constant_tokens(model, images):
         raise ValueError(
             f"the tokens of {type(model).__name__} are not the same in all layers, as a product of attentions needs: "
             "eqx_vit.attention_maps shows each layer's, eqx_vit.grad_cam explains a class"
         )
+    _, seen = observe(eqx.nn.inference_mode(model), state, images, names)
     mixings: list[Array] = []
     for name in names:
         weights = seen[name]
@@ -76,6 +74,17 @@ def attention_rollout(model: AnyModel, state: State, images: Images) -> Float[Ar
     rollout = functools.reduce(lambda below, mixing: mixing @ below, mixings)
     rows = rollout[:, 0] if points[0].class_token else jnp.mean(rollout, axis=1)
     return _to_map(rows, points[0])
+
+
+@no_type_check
+def has_constant_tokens(model: AnyModel, images: Images) -> bool:
+    """Whether `attention_rollout` takes the model: all layers attend from the same tokens to the same tokens."""
+    points = model.attention_points(*images.shape[1:3])
+    return (
+        bool(points)
+        and len({(point.grid, point.prefix) for point in points}) == 1
+        and all(point.self_attention for point in points)
+    )
 
 
 @no_type_check

@@ -1,7 +1,7 @@
 """The features of each block or stage, as maps or tokens: one list for a detector, a segmentation head or a probe."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import jax
 from equinox.nn import State
@@ -10,11 +10,12 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from eqx_vit.forward import Images, check_batch
 from eqx_vit.inputs import image_size_of
 from eqx_vit.inspection.observe import observable, observe
-from eqx_vit.layers.config import Size, check, list_some, no_type_check, pair
+from eqx_vit.layers.config import Size, check, list_some, no_type_check, pair, shorten
 from eqx_vit.points import FeaturePoint
 from eqx_vit.registry import AnyModel
 
 Indices = int | Sequence[int] | None
+Layout = Literal["map", "tokens"]
 
 
 class FeatureInfo(NamedTuple):
@@ -35,9 +36,9 @@ def feature_info(model: AnyModel, state: State | None = None, image_size: Size |
 
     **Arguments:** `state`, `image_size`: as `eqx_vit.observable` takes them.
     """
-    height, width = pair(image_size) if image_size is not None else image_size_of(model.config)
+    seen = observable(model, state, image_size)
+    height, width = image_size_of(model.config) if image_size is None else pair(image_size)
     points = model.feature_points(height, width)
-    seen = observable(model, state, (height, width))
 
     def grid_of(point: FeaturePoint) -> tuple[int, int]:
         batch_of_one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), seen[point.module])
@@ -55,6 +56,29 @@ def feature_info(model: AnyModel, state: State | None = None, image_size: Size |
     ]
 
 
+@overload
+def intermediates(
+    model: AnyModel,
+    state: State,
+    images: Images,
+    indices: Indices = None,
+    norm: bool = False,
+    prefix_tokens: Literal[False] = False,
+    layout: Layout = "map",
+    key: PRNGKeyArray | None = None,
+) -> list[Float[Array, "batch ..."]]: ...
+@overload
+def intermediates(
+    model: AnyModel,
+    state: State,
+    images: Images,
+    indices: Indices = None,
+    norm: bool = False,
+    *,
+    prefix_tokens: Literal[True],
+    layout: Layout = "map",
+    key: PRNGKeyArray | None = None,
+) -> list[tuple[Float[Array, "batch ..."], Float[Array, "batch prefix dim"]]]: ...
 @no_type_check
 def intermediates(
     model: AnyModel,
@@ -63,24 +87,27 @@ def intermediates(
     indices: Indices = None,
     norm: bool = False,
     prefix_tokens: bool = False,
-    layout: Literal["map", "tokens"] = "map",
+    layout: Layout = "map",
     key: PRNGKeyArray | None = None,
 ) -> list[Float[Array, "batch ..."]] | list[tuple[Float[Array, "batch ..."], Float[Array, "batch prefix dim"]]]:
     """The features of some blocks or stages, in the order of `feature_info(model)`: timm's `forward_intermediates`.
 
     **Arguments:**
 
-    - `indices`: which, negative ones from the end; a number for the last so many; None for all.
-    - `norm`: whether the model's last norm is applied where it fits, as timm does: to all blocks of a ViT, to the last
-      stage of a pyramid.
+    - `indices`: which, negative ones from the end; a number for the last so many; None for all. Their order, and
+      one given twice, make no difference.
+    - `norm`: whether the model's last norm is applied where it fits, as timm does: to all blocks of a ViT (unless its
+      norm follows the pool), to the last stage of a pyramid.
     - `prefix_tokens`: True gives pairs: features, and the class token and whatever else comes before the map.
     - `layout`: "map" for (batch, rows, columns, channels), "tokens" for (batch, rows * columns, channels).
     - `state`, `images`, `key`: as `eqx_vit.forward` takes them.
 
     **Raises:** `ValueError` for an index that there is not, and whatever `forward` raises.
     """
-    check(layout in ("map", "tokens"), f'layout must be "map" or "tokens", given {layout!r}')
+    check(layout in ("map", "tokens"), f'layout must be "map" or "tokens", given {shorten(layout)}')
     check_batch(model, state, images, key)
+    for name, flag in (("norm", norm), ("prefix_tokens", prefix_tokens)):
+        check(isinstance(flag, bool), f"{name} must be True or False, given {shorten(flag)}")
     points = model.feature_points(*images.shape[1:3])
     chosen = [points[index] for index in take_indices(len(points), indices)]
     _, seen = observe(model, state, images, sorted({point.module for point in chosen}), key)
@@ -93,12 +120,17 @@ def intermediates(
 
 @no_type_check
 def take_indices(count: int, indices: Indices) -> list[int]:
-    """Which of `count` features are meant: timm's rule.
+    """Which of `count` features are meant, each once and in order: timm's rule.
 
     **Raises:** `ValueError` for an index that there is not.
     """
     if indices is None:
         return list(range(count))
+    check(
+        isinstance(indices, int)
+        or (isinstance(indices, Sequence) and all(isinstance(index, int) for index in indices)),
+        f"features are chosen by whole numbers, one or a list, given {shorten(indices)}",
+    )
     if isinstance(indices, int):
         check(0 < indices <= count, f"indices={indices} asks for the last {indices} of {count} features: 1 to {count}")
         return list(range(count - indices, count))
@@ -108,7 +140,7 @@ def take_indices(count: int, indices: Indices) -> list[int]:
         f"there is no feature {list_some([str(index) for index in wrong])}: the model has {count}, 0 to {count - 1} or "
         f"-{count} to -1, which eqx_vit.feature_info(model) lists",
     )
-    return [index % count for index in indices]
+    return sorted({index % count for index in indices})
 
 
 @no_type_check

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from eqx_vit.forward import Images, check_batch
 from eqx_vit.inspection.features import select, split_prefix
 from eqx_vit.inspection.observe import observe
-from eqx_vit.layers.config import check, no_type_check
+from eqx_vit.layers.config import check, no_type_check, shorten
 from eqx_vit.registry import AnyModel
 
 Classes = int | Sequence[int] | Int[Array, " batch"] | Int[np.ndarray, " batch"] | None
@@ -37,12 +37,13 @@ def grad_cam(
     count = model.config.num_classes
     check(count > 0, f"this {type(model).__name__} has no head (num_classes=0), so there is no class to explain")
     if classes is not None:
-        given = np.asarray(classes)
+        given = np.asarray(classes) if isinstance(classes, int | Sequence | Array | np.ndarray) else np.asarray(None)
         check(
             given.shape in ((), images.shape[:1])
             and np.issubdtype(given.dtype, np.integer)
             and bool(np.all((given >= 0) & (given < count))),
-            f"classes must be one number for all {len(images)} images or one each, 0 to {count - 1}, given {classes}",
+            f"classes must be one number for all {len(images)} images or one each, 0 to {count - 1}, given "
+            f"{shorten(classes)}",
         )
         classes = np.broadcast_to(given, len(images))
     return _grad_cam(eqx.nn.inference_mode(model), state, images, classes)

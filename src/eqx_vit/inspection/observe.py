@@ -8,12 +8,14 @@ import jax
 from equinox.nn import State
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from eqx_vit.arguments import check_argument
 from eqx_vit.create import make_skeleton
 from eqx_vit.forward import Images, check_batch, run_batch
 from eqx_vit.inputs import image_size_of, parameter_dtype
 from eqx_vit.inspection.lifting import Leaves, Mark, lift_marks
 from eqx_vit.inspection.naming import gather_asked, mark_modules, match_names, named_modules
 from eqx_vit.layers.config import Size, no_type_check, pair
+from eqx_vit.model import ImageModel
 from eqx_vit.registry import AnyModel
 
 Seen = dict[str, PyTree[Array]]
@@ -47,6 +49,8 @@ def observe(
     **Raises:** `ValueError` for a name that the model lacks, with the nearest ones, and whatever `forward` raises.
     """
     check_batch(model, state, images, key)
+    check_argument("observe", "names", names, str | Sequence[str])
+    check_argument("observe", "perturbations", perturbations, Mapping[str, object] | None)
     asked = (names,) if isinstance(names, str) else tuple(names)
     return _observe(model, state, images, asked, key, dict(perturbations or {}))
 
@@ -60,7 +64,10 @@ def observable(
     **Arguments:** `state` as `create` returned it, needed where BatchNorm was exchanged or added; `image_size`: of the
     image, in pixels, by default the config's, and 224 for models that take any size.
     """
-    height, width = pair(image_size) if image_size is not None else image_size_of(model.config)
+    check_argument("observable", "model", model, ImageModel)
+    check_argument("observable", "state", state, State | None)
+    check_argument("observable", "image_size", image_size, Size | None)
+    height, width = image_size_of(model.config) if image_size is None else pair(image_size)
     image = jax.ShapeDtypeStruct((height, width, model.config.channels), parameter_dtype(model))
     return _list_names(model, make_skeleton(model.config)[1] if state is None else state, image)
 

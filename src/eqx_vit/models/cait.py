@@ -235,7 +235,7 @@ class CaiT(StatelessImageModel[CaiTConfig]):
 
     def attention_points(self, height: int, width: int) -> list[AttentionPoint]:
         """The attention of the class token in each of its blocks."""
-        return [AttentionPoint("class_blocks.attention", self.config.grid, 1)]
+        return [AttentionPoint("class_blocks.attention", self.config.grid, 1, self_attention=False)]
 
     def resize_spec(self, image_size: Size) -> tuple[CaiTConfig, Mapping[str, Array]]:
         """The config for another image size, and the table resampled as the official fine-tuning does it."""

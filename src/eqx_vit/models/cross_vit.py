@@ -398,7 +398,8 @@ class CrossViT(StatelessImageModel[CrossViTConfig, Tokens]):
     def attention_points(self, height: int, width: int) -> list[AttentionPoint]:
         """The large branch's class token, which attends to the small patches."""
         grid = self.config.branches[0].grid
-        return [AttentionPoint(f"blocks.{run}.fusions.1.attentions.0", grid, 1) for run in range(len(self.blocks))]
+        names = [f"blocks.{run}.fusions.1.attentions.0" for run in range(len(self.blocks))]
+        return [AttentionPoint(name, grid, 1, self_attention=False) for name in names]
 
 
 def _make_block(config: CrossViTConfig, branch: Branch, *, key: PRNGKeyArray) -> PreNormBlock[Attention]:

@@ -375,7 +375,9 @@ class CvT(StatefulImageModel[CvTConfig]):
         """The attention of each block of the last stage, whose keys and values are of a map with a stride."""
         point, sizes = self.feature_points(height, width)[-1], self.config.stages[-1]
         rows, columns = (-(-length // sizes.key_value_stride) for length in point.grid or (0, 0))
-        return [AttentionPoint(f"{point.module}.blocks.attention", (rows, columns), point.prefix, point.prefix > 0)]
+        return [
+            AttentionPoint(f"{point.module}.blocks.attention", (rows, columns), point.prefix, point.prefix > 0, False)
+        ]
 
 
 def _prefix_and_map(

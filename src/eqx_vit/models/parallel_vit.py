@@ -260,7 +260,7 @@ class Encoder(eqx.Module):
             config.patch_size,
             config.grid,
             prefix=0 if self.class_token is None else 1,
-            norm=self.norm,
+            norm=None if self.pool_norm else self.norm,
         )
 
     def cam_point(self, config: EitherConfig) -> FeaturePoint:

@@ -212,7 +212,7 @@ class ViT(StatelessImageModel[ViTConfig]):
             config.patch_size,
             config.grid,
             prefix=config.prefix,
-            norm=self.norm,
+            norm=None if config.norm_after_pool else self.norm,
         )
 
     def cam_point(self, height: int, width: int) -> FeaturePoint:

@@ -258,7 +258,13 @@ class SmallDatasetViT(StatelessImageModel[SmallDatasetViTConfig]):
         """The output of each block."""
         config = self.config
         return points_of_blocks(
-            "blocks", config.depth, config.dim, config.patch_size, config.grid, prefix=1, norm=self.norm
+            "blocks",
+            config.depth,
+            config.dim,
+            config.patch_size,
+            config.grid,
+            prefix=1,
+            norm=self.norm if config.pool == "cls" else None,
         )
 
     def cam_point(self, height: int, width: int) -> FeaturePoint:

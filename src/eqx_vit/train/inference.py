@@ -1,6 +1,6 @@
 """The accuracy of a trained model, and predictions for image files: of a run, or of a preset's released weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,18 +11,14 @@ import numpy as np
 from equinox.nn import State
 from jaxtyping import Array, Float, Int
 
-from eqx_vit.create import create
 from eqx_vit.forward import forward
 from eqx_vit.functional import to_dicts
 from eqx_vit.registry import AnyModel
-from eqx_vit.serialization import load
 from eqx_vit.train.image_folder import to_printable
-from eqx_vit.train.pictures import open_image, read_image
+from eqx_vit.train.predictor import Predictor, load_run, read_pictures
 from eqx_vit.train.progress import ProgressLog
-from eqx_vit.train.run_folder import Run, move_data, read_run, reload_data
+from eqx_vit.train.run_folder import move_data, reload_data
 from eqx_vit.train.step import Arrays, EvalStep, make_eval_step
-from eqx_vit.weights.locate import read_class_names
-from eqx_vit.weights.preprocessing import preprocessing
 
 BATCH_SIZE = 64
 
@@ -83,12 +79,12 @@ def evaluate_run(folder: Path, checkpoint: str, split: str, data_folder: str | N
 
     **Raises:** `ValueError` for what is not a run folder, damaged files, and data that have changed since training.
     """
-    run, model = _load_run(folder, checkpoint)
+    run, model, state = load_run(folder, checkpoint)
     with ProgressLog() as log:
         data = reload_data(run if data_folder is None else move_data(run, data_folder), log)
     indices = {"train": data.train, "validation": data.validation, "test": data.test}[split]
     step = make_eval_step(run.config, run.input_spec)
-    result = evaluate(step, model, jnp.asarray(data.images), data.labels, indices, BATCH_SIZE)
+    result = evaluate(step, to_dicts(model, state), jnp.asarray(data.images), data.labels, indices, BATCH_SIZE)
     correct = result.probabilities.argmax(axis=1) == data.labels[indices]
     names = [to_printable(name) for name in data.classes]
     width = max(map(len, names))
@@ -102,39 +98,17 @@ def evaluate_run(folder: Path, checkpoint: str, split: str, data_folder: str | N
     return "\n".join(lines)
 
 
-def predict_with_run(folder: Path, checkpoint: str, paths: Sequence[Path], invert: bool) -> list[Prediction]:
-    """The predictions of a run's model for image files; `invert` swaps dark and bright.
+def predict_files(predictor: Predictor, paths: Sequence[Path], invert: bool) -> list[Prediction]:
+    """The predictions for image files; `invert` swaps dark and bright.
 
-    **Raises:** `ValueError` for what is not a run folder, damaged files, and every image that cannot be read.
+    **Raises:** `ValueError` that names every file that cannot be read.
     """
-    run, model = _load_run(folder, checkpoint)
-    channels = 1 if run.settings.data is None else run.input_spec.channels
-    images = np.stack(_read_all(paths, lambda path: read_image(path, run.source_size, channels)))
-    indices = np.arange(len(paths), dtype=np.int32)
-    step = make_eval_step(run.config, run.input_spec)
-    source = jnp.asarray(255 - images if invert else images)
-    rows = predict(step, model, source, indices, min(BATCH_SIZE, len(paths)))[:, : len(run.classes)]
-    return [Prediction(path, _rank(row, run.classes)) for path, row in zip(paths, rows, strict=True)]
-
-
-def predict_with_preset(name: str, paths: Sequence[Path], invert: bool) -> list[Prediction]:
-    """The predictions of a preset's released weights for image files, resized, cropped and scaled as these expect.
-
-    **Raises:** `ValueError` for a preset without released weights, and every image that cannot be read;
-    `FileNotFoundError` for weights that are neither here nor can be downloaded.
-    """
-    expected = preprocessing(name)
-
-    def read(path: Path) -> np.ndarray:
-        image = np.asarray(open_image(path, 3))
-        return expected.apply(255 - image if invert else image)
-
-    images = _read_all(paths, read)
-    model, state = create(name, pretrained=True, key=jax.random.key(0))
-    model = eqx.nn.inference_mode(model)
-    classes = read_class_names(name, expected.classes)
-    rows = [np.asarray(_probabilities(model, state, jnp.asarray(image))) for image in images]
-    return [Prediction(path, _rank(row, classes)) for path, row in zip(paths, rows, strict=True)]
+    pictures = read_pictures(predictor, paths, invert)
+    rows = [
+        np.asarray(_probabilities(predictor.model, predictor.state, picture.image))[: len(predictor.classes)]
+        for picture in pictures
+    ]
+    return [Prediction(path, rank(row, predictor.classes)) for path, row in zip(paths, rows, strict=True)]
 
 
 @eqx.filter_jit
@@ -144,33 +118,6 @@ def _probabilities(
     return jax.nn.softmax(forward(model, state, image[None])[0][0])
 
 
-def _load_run(folder: Path, checkpoint: str) -> tuple[Run, tuple[Arrays, Arrays]]:
-    run = read_run(folder)
-    path = folder / f"{checkpoint}.safetensors"
-    if not path.exists():
-        raise ValueError(f"{folder} has no {path.name} yet: the run has not finished its first epoch")
-    model, state = load(path)
-    if model.config != run.config:
-        raise ValueError(f"{path} holds another model than {folder / 'config.json'} describes")
-    return run, to_dicts(model, state)
-
-
-def _read_all(paths: Sequence[Path], read: Callable[[Path], np.ndarray]) -> list[np.ndarray]:
-    """Each file as an array.
-
-    **Raises:** `ValueError` that names every file that cannot be read.
-    """
-    images: list[np.ndarray] = []
-    problems: list[str] = []
-    for path in paths:
-        try:
-            images.append(read(path))
-        except ValueError as error:
-            problems.append(str(error))
-    if problems:
-        raise ValueError("; ".join(problems))
-    return images
-
-
-def _rank(probabilities: Float[np.ndarray, " classes"], classes: Sequence[str]) -> list[tuple[str, float]]:
+def rank(probabilities: Float[np.ndarray, " classes"], classes: Sequence[str]) -> list[tuple[str, float]]:
+    """The (class, probability) pairs, the likeliest first."""
     return [(classes[int(index)], float(probabilities[index])) for index in np.argsort(-probabilities, kind="stable")]

@@ -49,7 +49,7 @@ def draw_curves(path: Path, history: Sequence[EpochMetrics], title: str) -> None
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(to_printable(title), parse_math=False)
-    _write(path, figure)
+    write_figure(path, figure)
 
 
 def draw_samples(
@@ -81,25 +81,26 @@ def draw_samples(
             vmax=255,
             interpolation="bicubic",
         )
-        guess, confidence = _shorten(classes[int(predicted[index])]), probabilities[index].max()
-        text = f"{guess} ({confidence:.0%})\ntrue {_shorten(classes[int(labels[index])])}"
+        guess, confidence = shorten_label(classes[int(predicted[index])]), probabilities[index].max()
+        text = f"{guess} ({confidence:.0%})\ntrue {shorten_label(classes[int(labels[index])])}"
         colour = WRONG if wrong[index] else GREY
         place = (left + 0.5, top + GAP - 1)
         # Dollar signs in the name of a class are no mathematics.
         axes.text(*place, text, fontsize=7.5, color=colour, ha="center", va="bottom", parse_math=False)
     axes.set(xlim=(-0.05, columns + 0.05), ylim=(GAP * rows, -0.05))  # imshow has moved them
     figure.suptitle(to_printable(title), parse_math=False)
-    _write(path, figure)
+    write_figure(path, figure)
 
 
-def _shorten(name: str) -> str:
-    """The name, or as much of it as fits above an image; Chinese letters and their like take two places."""
+def shorten_label(name: str, width: int = 14) -> str:
+    """The name, or as much of it as `width` places hold; Chinese letters and their like take two."""
     name = to_printable(name)
     ends = list(accumulate(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in name))
-    return name if not ends or ends[-1] <= 14 else name[: sum(end <= 13 for end in ends)] + "…"
+    return name if not ends or ends[-1] <= width else name[: sum(end <= width - 1 for end in ends)] + "…"
 
 
-def _write(path: Path, figure: Figure) -> None:
+def write_figure(path: Path, figure: Figure) -> None:
+    """The figure as a PNG file, whole or not at all."""
     content = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of letters that the font does not have
