@@ -21,6 +21,7 @@ ORDER = [
     "points",
     "model",
     "models",
+    "preset_names",
     "registry",
     "files",
     "parameters",

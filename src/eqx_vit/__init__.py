@@ -74,7 +74,12 @@ from eqx_vit.parameters import (
     trainable as trainable,
 )
 from eqx_vit.points import AttentionPoint as AttentionPoint, FeaturePoint as FeaturePoint
-from eqx_vit.registry import MODELS as MODELS, list_models as list_models
+from eqx_vit.registry import (
+    MODELS as MODELS,
+    Architecture as Architecture,
+    list_models as list_models,
+    register as register,
+)
 from eqx_vit.serialization import load as load, save as save
 from eqx_vit.surgery import replace_head as replace_head, resize as resize
 

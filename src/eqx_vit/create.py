@@ -81,26 +81,38 @@ def create_abstract(config: str | AnyConfig, **changes: object) -> tuple[AnyMode
 
 def build(config: ImageModelConfig[Model], key: PRNGKeyArray) -> tuple[Model, State]:
     """The freshly initialised model of a config, and its BatchNorm state (empty for models without)."""
-    model = cast(type[Model], find_architecture(config).model)
+    model = cast(Callable[..., Model], find_architecture(config).model)
     # Within another jit, where every new array is a tracer, JAX refuses compiler options.
     make = _initialise_jit if isinstance(jnp.zeros(()), Tracer) else _initialise_fast
     return make(model, config, check_key(key))
 
 
-def initialise(model: type[Model], config: AnyConfig, key: PRNGKeyArray) -> tuple[Model, State]:
-    """The model of a config, op by op: for `eqx.filter_eval_shape`, and to be compiled."""
+def initialise(model: Callable[..., Model], config: AnyConfig, key: PRNGKeyArray) -> tuple[Model, State]:
+    """The model of a config, op by op: for `eqx.filter_eval_shape`, and to be compiled.
+
+    **Raises:** `ValueError` for a function that makes no model, or one of another config.
+    """
     make: Callable[..., tuple[Model, State]] = eqx.nn.make_with_state(model)
-    return make(config, key=key)
+    made, state = make(config, key=key)
+    if not isinstance(made, ImageModel) or made.config != config:
+        name = getattr(model, "__name__", "the function")
+        given = "of another config" if isinstance(made, ImageModel) else f"a {type(made).__name__}"
+        raise ValueError(
+            f"{name}(config, key=key) must make a model of that config, which it keeps as .config; {given}"
+        )
+    return made, state
 
 
 def make_skeleton(config: AnyConfig) -> tuple[AnyModel, State]:
     """The model and state of a config with shapes in place of arrays: nothing is compiled."""
-    return _make_skeleton(config, jax.dtypes.canonicalize_dtype(float))
+    return _make_skeleton(find_architecture(config).model, config, jax.dtypes.canonicalize_dtype(float))
 
 
 @functools.lru_cache(maxsize=64)
-def _make_skeleton(config: AnyConfig, _default_dtype: np.dtype) -> tuple[AnyModel, State]:
-    skeleton = eqx.filter_eval_shape(initialise, find_architecture(config).model, config, jax.random.key(0))
+def _make_skeleton(
+    model: Callable[..., AnyModel], config: AnyConfig, _default_dtype: np.dtype
+) -> tuple[AnyModel, State]:
+    skeleton = eqx.filter_eval_shape(initialise, model, config, jax.random.key(0))
     # Shape and dtype alone: what is kept must not know the mesh that was in force when it was made.
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if is_array(leaf) else leaf, skeleton)
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from eqx_vit.layers import LayerNorm
+from eqx_vit.layers import Norm
 
 
 class FeaturePoint(NamedTuple):
@@ -15,7 +15,7 @@ class FeaturePoint(NamedTuple):
     part: int | None = None  # which element, where the output is a tuple
     grid: tuple[int, int] | None = None  # (rows, columns), where the output is tokens
     prefix: int = 0  # tokens before those of the map
-    norm: LayerNorm | None = None  # the model's last norm, where it may be applied to this output
+    norm: Norm | None = None  # the model's last norm, where it may be applied to this output
 
     @property
     def name(self) -> str:
@@ -41,7 +41,7 @@ def points_of_blocks(
     grid: tuple[int, int],
     *,
     prefix: int = 0,
-    norm: LayerNorm | None = None,
+    norm: Norm | None = None,
 ) -> list[FeaturePoint]:
     """The output of each of `depth` stacked blocks of tokens."""
     return [

@@ -5,17 +5,19 @@ import difflib
 import fnmatch
 import functools
 import importlib
-import math
-import re
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+import importlib.metadata
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from eqx_vit.arguments import check_arguments
-from eqx_vit.layers.config import no_type_check, shorten
+from eqx_vit.layers.config import shorten
 from eqx_vit.model import ImageModel, ImageModelConfig
 from eqx_vit.models.source import Source
+from eqx_vit.preset_names import find_near_names
 
 AnyModel = ImageModel[Any, Any]
 AnyConfig = ImageModelConfig[Any]
@@ -26,45 +28,112 @@ Config = TypeVar("Config", bound=AnyConfig)
 class Architecture:
     """What the library knows of one architecture.
 
-    `checkpoints` says where its `weights.Checkpoints` are, as "module:attribute": they are imported only when weights
-    are read or written, since those of all architectures would more than double the time that an import takes.
+    **Attributes:**
+
+    - `name`, which stands in files.
+    - `model`: the model's class, or a function, called as `model(config, key=key)`.
+    - `config`: a subclass of `ImageModelConfig`, or of another architecture's config; that of this architecture alone.
+    - `presets`: configs by name; `weights`: where released weights of some of them are.
+    - `checkpoints`: an `eqx_vit.weights.Checkpoints`, for `load_state_dict` and `to_state_dict`; or where it is, as
+      "module:attribute": those of all architectures would more than double the time that an import takes.
     """
 
-    model: type[AnyModel]
+    name: str
+    model: Callable[..., AnyModel]
     config: type[AnyConfig]
-    presets: Mapping[str, AnyConfig]
-    weights: Mapping[str, Source]
-    checkpoints: str
+    presets: Mapping[str, AnyConfig] = field(default_factory=dict)
+    weights: Mapping[str, Source] = field(default_factory=dict)
+    checkpoints: object = None
+
+    @property
+    def title(self) -> str:
+        """The name that people read, as that of the config without its ending."""
+        return self.config.__name__.removesuffix("Config")
 
 
-def _read_file(file: str, model: str, prefix: str = "") -> Architecture:
+def _read_file(name: str, file: str, model: str, prefix: str = "") -> Architecture:
     """What a file of `models/` says of a model; of several in one file, `prefix` tells their tables apart."""
     module = importlib.import_module(f"eqx_vit.models.{file}")
     presets, weights = getattr(module, f"{prefix}PRESETS"), getattr(module, f"{prefix}WEIGHTS")
-    config = getattr(module, f"{model}Config")
-    return Architecture(getattr(module, model), config, presets, weights, f"{file}:{prefix}CHECKPOINTS")
+    checkpoints = f"eqx_vit.weights.{file}:{prefix}CHECKPOINTS"
+    return Architecture(name, getattr(module, model), getattr(module, f"{model}Config"), presets, weights, checkpoints)
 
 
-MODELS: dict[str, Architecture] = {
-    "vit": _read_file("vit", "ViT"),
-    "simple_vit": _read_file("simple_vit", "SimpleViT"),
-    "cait": _read_file("cait", "CaiT"),
-    "crossformer": _read_file("crossformer", "CrossFormer"),
-    "cross_vit": _read_file("cross_vit", "CrossViT"),
-    "cvt": _read_file("cvt", "CvT"),
-    "deepvit": _read_file("deepvit", "DeepViT"),
-    "levit": _read_file("levit", "LeViT"),
-    "nest": _read_file("nest", "NesT"),
-    "parallel_vit": _read_file("parallel_vit", "ParallelViT"),
-    "parallel_vit_hmlp": _read_file("parallel_vit", "ParallelViTHMLP", prefix="HMLP_"),
-    "patch_merger": _read_file("patch_merger", "PatchMergerViT"),
-    "pit": _read_file("pit", "PiT"),
-    "scalable_vit": _read_file("scalable_vit", "ScalableViT"),
-    "t2t": _read_file("t2t", "T2TViT"),
-    "twins_svt": _read_file("twins_svt", "TwinsSVT"),
-    "vit_small_datasets": _read_file("vit_small_datasets", "SmallDatasetViT"),
-    "region_vit": _read_file("region_vit", "RegionViT"),
-}
+OWN = (
+    _read_file("vit", "vit", "ViT"),
+    _read_file("simple_vit", "simple_vit", "SimpleViT"),
+    _read_file("cait", "cait", "CaiT"),
+    _read_file("crossformer", "crossformer", "CrossFormer"),
+    _read_file("cross_vit", "cross_vit", "CrossViT"),
+    _read_file("cvt", "cvt", "CvT"),
+    _read_file("deepvit", "deepvit", "DeepViT"),
+    _read_file("levit", "levit", "LeViT"),
+    _read_file("nest", "nest", "NesT"),
+    _read_file("parallel_vit", "parallel_vit", "ParallelViT"),
+    _read_file("parallel_vit_hmlp", "parallel_vit", "ParallelViTHMLP", prefix="HMLP_"),
+    _read_file("patch_merger", "patch_merger", "PatchMergerViT"),
+    _read_file("pit", "pit", "PiT"),
+    _read_file("scalable_vit", "scalable_vit", "ScalableViT"),
+    _read_file("t2t", "t2t", "T2TViT"),
+    _read_file("twins_svt", "twins_svt", "TwinsSVT"),
+    _read_file("vit_small_datasets", "vit_small_datasets", "SmallDatasetViT"),
+    _read_file("region_vit", "region_vit", "RegionViT"),
+)
+MODELS: dict[str, Architecture] = {row.name: row for row in OWN}
+ENTRY_POINTS = "eqx_vit.architectures"
+
+
+@check_arguments
+def register(architecture: Architecture) -> Architecture:
+    """Make an architecture of your own known: to `create`, `list_models`, `load`, `transform`, the Flax API and the
+    command line, which imports your file with `--import`.
+
+    A package names the module that calls this, or the architecture itself, as an entry point of the group
+    `eqx_vit.architectures`. Registered again, as a notebook does, an architecture replaces itself.
+
+    **Raises:** `ValueError` for a name, a config class or the name of a preset that another architecture has, and for
+    what is no config.
+    """
+    name, config = architecture.name, architecture.config
+    if not (isinstance(config, type) and issubclass(config, ImageModelConfig)):
+        raise ValueError(
+            f"the config of architecture {name!r} must be a subclass of eqx_vit.ImageModelConfig, given "
+            f"{shorten(config)}"
+        )
+    before = MODELS.get(name)
+    if before and (before in OWN or _origin(before.config) != _origin(config)):
+        raise ValueError(f"there is an architecture {name!r} already, of {before.config.__name__}: choose another name")
+    others = [row for row in MODELS.values() if row.name != name]
+    for row in others:
+        if row.config is config:
+            raise ValueError(
+                f"{config.__name__} is the config of architecture {row.name!r}: give {name!r} one of its own, "
+                f"class {name.title().replace('_', '')}Config({config.__name__})"
+            )
+    taken = [preset for row in others for preset in row.presets if preset in architecture.presets]
+    if taken:
+        raise ValueError(f"there is a preset {taken[0]!r} already: choose another name")
+    wrong = [preset for preset, value in architecture.presets.items() if type(value) is not config]
+    if wrong:
+        raise ValueError(f"preset {wrong[0]!r} of architecture {name!r} must be a {config.__name__}")
+    MODELS[name] = architecture
+    return architecture
+
+
+def _origin(config: type[AnyConfig]) -> tuple[str, str]:
+    return config.__module__, config.__qualname__
+
+
+@functools.cache
+def load_entry_points() -> None:
+    """Import what installed packages register. Done once, when a name is not known or all are listed."""
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            found = entry.load()
+            if isinstance(found, Architecture):
+                register(found)
+        except Exception as error:  # whatever is wrong with another package, this one works
+            warnings.warn(f"the architectures of {entry.value} are not there: {error}", stacklevel=2)
 
 
 def find_architecture(config: object) -> Architecture:
@@ -76,12 +145,18 @@ def find_architecture(config: object) -> Architecture:
         if type(config) is row.config:
             return row
     known = ", ".join(row.config.__name__ for row in MODELS.values())
+    if isinstance(config, ImageModelConfig):
+        raise ValueError(
+            f"{type(config).__name__} belongs to no architecture: eqx_vit.register(eqx_vit.Architecture(name, model, "
+            f"{type(config).__name__})) makes it known"
+        )
     raise ValueError(f"{shorten(config)} is not a config of this library: use one of {known}")
 
 
 @check_arguments
 def list_models(pattern: str = "*") -> list[str]:
     """The names of the presets that match a shell pattern such as `"cait*"`."""
+    load_entry_points()
     return [name for row in MODELS.values() for name in row.presets if fnmatch.fnmatchcase(name, pattern)]
 
 
@@ -90,109 +165,13 @@ def find_preset(name: str) -> AnyConfig:
 
     **Raises:** `ValueError` with the nearest names for an unknown one.
     """
+    load_entry_points()
     for row in MODELS.values():
         if name in row.presets:
             return row.presets[name]
-    near = _find_near_presets(name[:_LONGEST_NAME])
+    near = find_near_names(name, list_models())
     hint = f"did you mean {', '.join(near)}?" if near else "eqx_vit.list_models() names them all"
     raise ValueError(f"there is no preset {shorten(name)}: {hint}")
-
-
-_LONGEST_NAME = 80
-# What official codes call sizes and families, in the presets' words.
-_WORDS = {
-    "t": "tiny",
-    "ti": "tiny",
-    "s": "small",
-    "m": "medium",
-    "b": "base",
-    "l": "large",
-    "h": "huge",
-    "g": "giant",
-    "gvt": "svt",
-}
-# Names of official codes that do not say which preset they are.
-_OFFICIAL_NAMES = {
-    "cait_XXS24": "cait_xxs24_384",
-    "cait_XXS36": "cait_xxs36_384",
-    "cait_S24": "cait_s24_384",
-    "nest_tiny_s196_224": "nest_tiny_jx",
-    "nest_small_s196_224": "nest_small_jx",
-    "nest_base_s196_224": "nest_base_jx",
-    "deit_small_patch16_LS": "deit3_small_patch16_224",
-    "deit_medium_patch16_LS": "deit3_medium_patch16_224",
-    "deit_base_patch16_LS": "deit3_base_patch16_224",
-    "deit_large_patch16_LS": "deit3_large_patch16_224",
-    "deit_huge_patch14_LS": "deit3_huge_patch14_224",
-}
-
-
-def _find_near_presets(name: str) -> list[str]:
-    """Up to three presets that a name may mean, the likeliest first: case, separators and order do not count."""
-    presets = {preset: _words(preset) for preset in list_models()}
-    counts = Counter(word for words in presets.values() for word in set(words))
-    # A word says the more, the fewer presets have it; numbers are often another size of the same model.
-    weights = {word: math.log((len(presets) + 1) / n) / (2 if word.isdigit() else 1) for word, n in counts.items()}
-    words = _regroup(_words(name), weights)
-    scores = {preset: _score(words, own, weights) for preset, own in presets.items()}
-    scores |= {preset: 1.0 for official, preset in _OFFICIAL_NAMES.items() if words == _words(official)}
-    near = [preset for preset, score in scores.items() if score > 0.3]
-    return sorted(near, key=lambda preset: -scores[preset])[:3]
-
-
-@no_type_check
-def _words(name: str) -> list[str]:
-    """The words and numbers of a name, without the tag of a checkpoint or the ending of a file."""
-    plain = re.sub(r"\.[a-z]\w*$", "", name.lower()).replace("++", " pp ")
-    words: list[str] = re.findall(r"[a-z]+|[0-9]+", plain)
-    return [_WORDS.get(word, word) for word in words]
-
-
-@no_type_check
-def _regroup(words: Iterable[str], known: Collection[str]) -> list[str]:
-    """The words with those that are not known joined or split into known ones: `cross vit`, `simplevit`."""
-    result: list[str] = []
-    for word in words:
-        if result and result[-1] not in known and result[-1] + word in known:
-            result[-1] += word
-        elif word in known:
-            result.append(word)
-        else:
-            halves = ([*_words(word[:end]), *_words(word[end:])] for end in range(1, len(word)))
-            result += next((pair for pair in halves if all(half in known for half in pair)), [word])
-    return result
-
-
-@no_type_check
-def _score(words: Iterable[str], preset: Iterable[str], weights: Mapping[str, float]) -> float:
-    """How much of a name and of a preset's name is the same, from 0 to 1; what the name lacks counts little."""
-    most = max(weights.values())
-    given, own = sum(weights.get(word, most) for word in words), sum(weights[word] for word in preset)
-    left, unsure, same = Counter(preset), [], 0.0
-    for word in words:
-        if left[word]:
-            left[word] -= 1
-            same += weights[word]
-        else:
-            unsure.append(word)
-    for word in unsure:
-        likeness = {other: _likeness(word, other) * weights[other] for other in left.elements()}
-        nearest = max(likeness, key=lambda other: likeness[other], default="")
-        if likeness.get(nearest):
-            left[nearest] -= 1
-            same += likeness[nearest]
-    return same / (0.8 * given + 0.2 * own) if given else 0.0
-
-
-@functools.lru_cache
-@no_type_check
-def _likeness(word: str, other: str) -> float:
-    """How much a word may be a misspelt other, or a size of images mean the nearest; 0 for words that differ."""
-    if word.isdigit() and other.isdigit():
-        small, large = sorted((int(word), int(other)))
-        return 0.0 if small < 100 else (small / large) ** 2 / 2
-    ratio = difflib.SequenceMatcher(None, word, other).ratio()
-    return ratio if ratio >= 0.8 else 0.0
 
 
 def change_config(config: Config, changes: Mapping[str, object]) -> Config:
@@ -224,8 +203,14 @@ def config_to_json(config: AnyConfig) -> dict[str, Any]:
     **Raises:** `ValueError` for an object that is not a config of this library.
     """
     row = find_architecture(config)
-    name = next(name for name, other in MODELS.items() if other is row)
-    return {"architecture": name, "config": dataclasses.asdict(config)}
+    plain = {"architecture": row.name, "config": dataclasses.asdict(config)}
+    return plain if row in OWN else plain | {"import": _find_import(row.config)}
+
+
+def _find_import(config: type[AnyConfig]) -> str:
+    """The module that has a config, or the name of its file, where that was run as a program."""
+    main = getattr(sys.modules.get("__main__"), "__file__", None)
+    return config.__module__ if config.__module__ != "__main__" else os.path.basename(main or "__main__")
 
 
 def config_from_json(plain: object) -> AnyConfig:
@@ -235,6 +220,13 @@ def config_from_json(plain: object) -> AnyConfig:
     """
     match plain:
         case {"architecture": str(name), "config": dict(fields)}:
+            load_entry_points()
+            module = cast(Mapping[str, object], plain).get("import")
+            if name not in MODELS and isinstance(module, str):
+                raise ValueError(
+                    f"the architecture {shorten(name)} is registered by {shorten(module)}, which is not imported: "
+                    f"import it first, or give eqx-vit --import {shorten(module)}"
+                )
             if name not in MODELS:
                 raise ValueError(f"there is no architecture {shorten(name)}: use one of {', '.join(MODELS)}")
             return make_config(name, fields)

@@ -1,6 +1,6 @@
 """Changing a model that exists: its head, its image size. Parts that a user has exchanged stay as they are."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 import equinox as eqx
@@ -17,7 +17,7 @@ from eqx_vit.layers.config import Size, list_some, no_type_check, shorten
 from eqx_vit.model import ImageModel, replace_fields
 from eqx_vit.parameters import cast, trainable
 from eqx_vit.paths import Leaf, named_leaves, named_statistics, path_name
-from eqx_vit.registry import AnyConfig, AnyModel, change_config
+from eqx_vit.registry import AnyConfig, AnyModel, change_config, find_architecture
 
 Model = TypeVar("Model", bound=AnyModel)
 HEADS = ("head", "head_dist")
@@ -34,7 +34,7 @@ def replace_head(model: Model, num_classes: int, *, key: PRNGKeyArray) -> Model:
     """
     _check_single(model, "replace_head", "lambda model, key: eqx_vit.replace_head(model, ..., key=key))(models, keys")
     config = change_config(model.config, {"num_classes": num_classes})
-    heads = _make_heads(type(model), config, check_key(key))
+    heads = _make_heads(find_architecture(config).model, config, check_key(key))
     old = jax.tree_util.tree_leaves_with_path(_heads_of(model), is_leaf=_is_state_index)
     places = {path_name(path): node for path, node in old if _is_state_index(node)}
     heads = jax.tree_util.tree_map_with_path(
@@ -49,7 +49,7 @@ def replace_head(model: Model, num_classes: int, *, key: PRNGKeyArray) -> Model:
 
 
 @eqx.filter_jit
-def _make_heads(model: type[AnyModel], config: AnyConfig, key: PRNGKeyArray) -> dict[str, PyTree]:
+def _make_heads(model: Callable[..., AnyModel], config: AnyConfig, key: PRNGKeyArray) -> dict[str, PyTree]:
     return _heads_of(initialise(model, config, key)[0])
 
 

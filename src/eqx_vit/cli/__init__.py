@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import jax
 
 from eqx_vit.cli.arguments import join_lines, make_parser
+from eqx_vit.cli.imports import import_by_name
 
 # What `pip install 'eqx_vit[train]'` brings: imported only by the commands that need them.
 EXTRAS = ("optax", "safetensors", "PIL", "sklearn", "rich", "matplotlib")
@@ -21,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     try:
         _check_device()
+        for name in options.imports:
+            import_by_name(name)
         code = options.command(options)
         sys.stdout.flush()  # here, where a closed pipe is understood
         return code

@@ -120,6 +120,11 @@ def make_parser() -> Parser:
     )
     command.set_defaults(command=commands.models)
     command.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="such as 'levit*' (default: all)")
+    for command in subparsers.choices.values():
+        command.add_argument(
+            "--import", dest="imports", action="append", default=[], metavar="FILE|MODULE",
+            help="import this first: it registers architectures of your own (eqx_vit.register); may be repeated",
+        )  # fmt: skip
     return parser
 
 

@@ -19,10 +19,10 @@ from eqx_vit.registry import MODELS as _MODELS
 # Not a loop over the table: type checkers take this for the type of every name that they do not find here.
 def __getattr__(name: str) -> type[Description]:
     for row in _MODELS.values():
-        if row.model.__name__ == name:
+        if row.title == name:
             return _make_description(name, row.config)
     raise AttributeError(f"module 'eqx_vit.flax' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *(row.model.__name__ for row in _MODELS.values())])
+    return sorted([*globals(), *(row.title for row in _MODELS.values())])

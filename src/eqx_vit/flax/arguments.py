@@ -6,8 +6,9 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
+from eqx_vit.create import make_skeleton
 from eqx_vit.layers.config import no_type_check
-from eqx_vit.registry import AnyConfig, find_architecture
+from eqx_vit.registry import AnyConfig
 
 METHODS = ("__call__", "features", "logits_pair")
 COLLECTIONS = ("params", "batch_stats", "buffers")
@@ -21,7 +22,7 @@ def read_method(method: Method | None, config: AnyConfig) -> str:
 
     **Raises:** `ValueError` for what is not one of `METHODS`.
     """
-    model = find_architecture(config).model
+    model = type(make_skeleton(config)[0])
     if method is None:
         return "__call__"
     for name in METHODS:

@@ -10,7 +10,11 @@ from eqx_vit.layers.attention import (
     split_heads as split_heads,
 )
 from eqx_vit.layers.batch_norm import BATCH_AXIS as BATCH_AXIS, BatchNorm as BatchNorm
-from eqx_vit.layers.block import PreNormBlock as PreNormBlock, make_layer_scale as make_layer_scale
+from eqx_vit.layers.block import (
+    PreNormBlock as PreNormBlock,
+    add_branch as add_branch,
+    make_layer_scale as make_layer_scale,
+)
 from eqx_vit.layers.buffer import Buffer as Buffer
 from eqx_vit.layers.conv import Conv as Conv, convolve as convolve
 from eqx_vit.layers.drop import (
@@ -34,8 +38,21 @@ from eqx_vit.layers.mlp import (
     hard_swish as hard_swish,
     quick_gelu as quick_gelu,
 )
-from eqx_vit.layers.norm import LayerNorm as LayerNorm, LayerScale as LayerScale
-from eqx_vit.layers.patch import PatchEmbedding as PatchEmbedding, patchify as patchify, unfold as unfold
+from eqx_vit.layers.norm import LayerNorm as LayerNorm, LayerScale as LayerScale, RMSNorm as RMSNorm
+from eqx_vit.layers.parts import (
+    Embedding as Embedding,
+    MakeEmbedding as MakeEmbedding,
+    MakeNorm as MakeNorm,
+    MakeTokenLayer as MakeTokenLayer,
+    Norm as Norm,
+    TokenLayer as TokenLayer,
+)
+from eqx_vit.layers.patch import (
+    PatchEmbedding as PatchEmbedding,
+    flatten_map as flatten_map,
+    patchify as patchify,
+    unfold as unfold,
+)
 from eqx_vit.layers.peg import PEG as PEG
 from eqx_vit.layers.pool import max_pool as max_pool, pool_tokens as pool_tokens
 from eqx_vit.layers.posemb import (

@@ -29,6 +29,26 @@ class LayerNorm(eqx.Module):
         return normalise(x, self.eps) * jnp.broadcast_to(self.weight, x.shape) + jnp.broadcast_to(self.bias, x.shape)
 
 
+class RMSNorm(eqx.Module):
+    """Root mean square normalisation (Zhang and Sennrich, arXiv 1910.07467, equation 4) over the last axis.
+
+    The mean square is float32 whatever the compute dtype.
+    """
+
+    weight: Float[Array, " dim"]
+    eps: float = eqx.field(static=True)
+
+    def __init__(self, dim: int, eps: float) -> None:
+        """**Arguments:** `dim`: length of the last axis; `eps`: added to the mean square."""
+        self.weight = jnp.ones(dim)
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*positions dim"]) -> Float[Array, "*positions dim"]:
+        wide = upcast(x)
+        mean_square = save_for_backward(jnp.mean(jnp.square(wide), axis=-1, keepdims=True))
+        return (wide * jax.lax.rsqrt(mean_square + self.eps)).astype(x.dtype) * jnp.broadcast_to(self.weight, x.shape)
+
+
 def normalise(x: Float[Array, "*positions dim"], eps: float) -> Float[Array, "*positions dim"]:
     """`(x - mean) / sqrt(variance + eps)` over the last axis, in float32, returned in the dtype of `x`."""
     wide = upcast(x)

@@ -51,6 +51,18 @@ def _windows(
     return jnp.concatenate([blocks[shift : shift + count] for shift in range(shifts)], axis=1)[:, :kernel]
 
 
+def flatten_map(x: Float[Array, "*positions dim"], grid: tuple[int, int], dim: int) -> Float[Array, "tokens dim"]:
+    """The map that a patch embedding made, as tokens row by row.
+
+    **Raises:** `ValueError` for another than of (rows, columns, dim), or these tokens: of a user's own embedding.
+    """
+    rows, columns = grid
+    if x.shape not in ((rows, columns, dim), (rows * columns, dim)):
+        axes = "(rows, columns, dim)"
+        raise ValueError(f"the patch embedding must make a map of {axes} = {(rows, columns, dim)}, and made {x.shape}")
+    return x.reshape(-1, dim)
+
+
 class PatchEmbedding(eqx.Module):
     """A convolution whose kernel is its stride, as reshape + matmul: the grid of embedded patches."""
 

@@ -23,12 +23,19 @@ from eqx_vit.layers import (
     MLP,
     Attention,
     Dropout,
+    Embedding,
     LayerNorm,
     Linear,
+    MakeEmbedding,
+    MakeNorm,
+    MakeTokenLayer,
+    Norm,
     PatchEmbedding,
     PreNormBlock,
     Stack,
+    TokenLayer,
     drop_path_schedule,
+    flatten_map,
     gelu,
     gelu_tanh,
     make_head,
@@ -102,6 +109,50 @@ class ViTConfig(PatchGridConfig["ViT"]):
         return self.pool == "mean" if self.pool_norm is None else self.pool_norm
 
 
+def make_patch_embedding(config: ViTConfig, *, key: PRNGKeyArray) -> PatchEmbedding:
+    """The linear map of each patch."""
+    patch_size = pair(config.patch_size)
+    return PatchEmbedding(
+        patch_size,
+        config.channels,
+        config.dim,
+        use_bias=not config.pre_norm,
+        weight_init=lecun_normal(math.prod(patch_size) * config.channels),
+        bias_init=constant(0.0),
+        key=key,
+    )
+
+
+def make_attention(config: ViTConfig, *, key: PRNGKeyArray) -> Attention:
+    """Multi-head self-attention."""
+    dim, inner = config.dim, config.heads * config.head_dim
+    return Attention(
+        dim,
+        config.heads,
+        head_dim=config.dim_head,
+        qkv_bias=config.qkv_bias,
+        qk_norm_eps=config.norm_eps if config.qk_norm else None,
+        dropout=config.dropout,
+        # The official code has q, k and v apart: the fans are those of one of them.
+        qkv_init=xavier_uniform(dim, inner),
+        projection_init=xavier_uniform(inner, dim),
+        key=key,
+    )
+
+
+def make_mlp(config: ViTConfig, *, key: PRNGKeyArray) -> MLP:
+    """The perceptron of a block."""
+    return MLP(
+        config.dim,
+        config.mlp_dim,
+        activation=gelu_tanh if config.approximate_gelu else gelu,
+        dropout=config.dropout,
+        weight_init=xavier_uniform(config.dim, config.mlp_dim),
+        bias_init=normal(1e-6),
+        key=key,
+    )
+
+
 class ViT(StatelessImageModel[ViTConfig]):
     """Vision Transformer: one image to logits.
 
@@ -119,36 +170,39 @@ class ViT(StatelessImageModel[ViTConfig]):
     of the patches; the norm may follow it.
     """
 
-    patch_embedding: PatchEmbedding
+    patch_embedding: PatchEmbedding | Embedding
     class_token: Float[Array, "1 dim"] | None
     distillation_token: Float[Array, "1 dim"] | None
     register_tokens: Float[Array, "registers dim"] | None
     position_embedding: Float[Array, "positions dim"]
     embedding_dropout: Dropout
-    norm_pre: LayerNorm | eqx.nn.Identity
-    blocks: Stack[PreNormBlock[Attention]]
-    norm: LayerNorm
+    norm_pre: Norm | eqx.nn.Identity
+    blocks: Stack[PreNormBlock[Attention | TokenLayer]]
+    norm: Norm
     pre_logits: Linear | None
     head: Linear | eqx.nn.Identity
     head_dist: Linear | eqx.nn.Identity | None
 
-    def __init__(self, config: ViTConfig, *, key: PRNGKeyArray) -> None:
+    def __init__(
+        self,
+        config: ViTConfig,
+        *,
+        patch_embedding: MakeEmbedding = make_patch_embedding,
+        attention: MakeTokenLayer = make_attention,
+        mlp: MakeTokenLayer = make_mlp,
+        norm: MakeNorm = LayerNorm,
+        key: PRNGKeyArray,
+    ) -> None:
+        """**Arguments:** `patch_embedding`, `attention`, `mlp`: make these parts, as `attention(config, key=key)`, an
+        attention and an MLP for each block; `norm`: makes each norm, as `norm(dim, eps)`.
+        """
         keys = jax.random.split(key, 8)
         patch_key, position_key, distillation_key, register_key, blocks_key, pre_logits_key, head_key, head_dist_key = (
             keys
         )
         dim, (rows, columns) = config.dim, config.grid
-        patch_size = pair(config.patch_size)
         self.config = config
-        self.patch_embedding = PatchEmbedding(
-            patch_size,
-            config.channels,
-            dim,
-            use_bias=not config.pre_norm,
-            weight_init=lecun_normal(math.prod(patch_size) * config.channels),
-            bias_init=constant(0.0),
-            key=patch_key,
-        )
+        self.patch_embedding = patch_embedding(config, key=patch_key)
         self.class_token = jnp.zeros((1, dim)) if config.class_token else None
         self.distillation_token = truncated_normal()(distillation_key, (1, dim)) if config.distillation else None
         registers = (config.register_tokens, dim)
@@ -156,9 +210,22 @@ class ViT(StatelessImageModel[ViTConfig]):
         positions = rows * columns + (config.prefix if config.prefix_positions else 0)
         self.position_embedding = normal(0.02)(position_key, (positions, dim))
         self.embedding_dropout = Dropout(config.emb_dropout)
-        self.norm_pre = LayerNorm(dim, config.norm_eps) if config.pre_norm else eqx.nn.Identity()
-        self.blocks = Stack.build(functools.partial(_make_block, config), config.depth, key=blocks_key)
-        self.norm = LayerNorm(dim, config.norm_eps)
+        self.norm_pre = norm(dim, config.norm_eps) if config.pre_norm else eqx.nn.Identity()
+
+        def make_block(*, key: PRNGKeyArray) -> PreNormBlock[Attention | TokenLayer]:
+            attention_key, mlp_key = jax.random.split(key)
+            return PreNormBlock(
+                attention(config, key=attention_key),
+                mlp(config, key=mlp_key),
+                dim,
+                norm=norm,
+                norm_eps=config.norm_eps,
+                drop_path=config.drop_path,
+                layer_scale=config.layer_scale,
+            )
+
+        self.blocks = Stack.build(make_block, config.depth, key=blocks_key)
+        self.norm = norm(dim, config.norm_eps)
         width = config.representation_size
         init = lecun_normal(dim)
         self.pre_logits = None if width is None else Linear(dim, width, weight_init=init, key=pre_logits_key)
@@ -171,7 +238,7 @@ class ViT(StatelessImageModel[ViTConfig]):
         self, image: Float[Array, "height width channels"], *, key: PRNGKeyArray | None
     ) -> Float[Array, "tokens dim"]:
         """Prefix tokens and patches, with their positions."""
-        patches = self.patch_embedding(image).reshape(-1, self.config.dim)
+        patches = flatten_map(self.patch_embedding(image), self.config.grid, self.config.dim)
         if not self.config.prefix_positions:
             patches = patches + self.position_embedding
         parts = (self.class_token, self.distillation_token, self.register_tokens, patches)
@@ -228,40 +295,6 @@ class ViT(StatelessImageModel[ViTConfig]):
         """The config for another image size, and the arrays that change: the table resampled as timm does it."""
         config = replace(self.config, image_size=image_size)
         return config, {"position_embedding": resize_table(self.position_embedding, self.config.grid, config.grid)}
-
-
-def _make_block(config: ViTConfig, *, key: PRNGKeyArray) -> PreNormBlock[Attention]:
-    attention_key, mlp_key = jax.random.split(key)
-    dim, inner = config.dim, config.heads * config.head_dim
-    attention = Attention(
-        dim,
-        config.heads,
-        head_dim=config.dim_head,
-        qkv_bias=config.qkv_bias,
-        qk_norm_eps=config.norm_eps if config.qk_norm else None,
-        dropout=config.dropout,
-        # The official code has q, k and v apart: the fans are those of one of them.
-        qkv_init=xavier_uniform(dim, inner),
-        projection_init=xavier_uniform(inner, dim),
-        key=attention_key,
-    )
-    mlp = MLP(
-        dim,
-        config.mlp_dim,
-        activation=gelu_tanh if config.approximate_gelu else gelu,
-        dropout=config.dropout,
-        weight_init=xavier_uniform(dim, config.mlp_dim),
-        bias_init=normal(1e-6),
-        key=mlp_key,
-    )
-    return PreNormBlock(
-        attention,
-        mlp,
-        dim,
-        norm_eps=config.norm_eps,
-        drop_path=config.drop_path,
-        layer_scale=config.layer_scale,
-    )
 
 
 def _preset(dim: int, depth: int, heads: int, patch_size: int, image_size: int = 224, mlp_dim: int = 0) -> ViTConfig:

@@ -105,7 +105,9 @@ def predict_files(predictor: Predictor, paths: Sequence[Path], invert: bool) -> 
     """
     pictures = read_pictures(predictor, paths, invert)
     rows = [
-        np.asarray(_probabilities(predictor.model, predictor.state, picture.image))[: len(predictor.classes)]
+        np.asarray(_probabilities(predictor.model, predictor.state, jnp.asarray(picture.image)))[
+            : len(predictor.classes)
+        ]
         for picture in pictures
     ]
     return [Prediction(path, rank(row, predictor.classes)) for path, row in zip(paths, rows, strict=True)]

@@ -44,9 +44,20 @@ class Checkpoints:
 
 
 def find_checkpoints(config: AnyConfig) -> Checkpoints:
-    """What the architecture of a config says of its checkpoints."""
-    module, name = find_architecture(config).checkpoints.split(":")
-    return getattr(importlib.import_module(f"eqx_vit.weights.{module}"), name)
+    """What the architecture of a config says of its checkpoints.
+
+    **Raises:** `ValueError` for one that was registered without.
+    """
+    row = find_architecture(config)
+    if isinstance(row.checkpoints, Checkpoints):
+        return row.checkpoints
+    if not isinstance(row.checkpoints, str):
+        raise ValueError(
+            f"architecture {row.name!r} was registered without checkpoints, which say how its arrays are called "
+            "elsewhere: eqx_vit.save and load need none"
+        )
+    module, _, name = row.checkpoints.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def find_differences(config: AnyConfig, other: AnyConfig) -> list[str]:
