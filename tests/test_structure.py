@@ -28,6 +28,7 @@ ORDER = [
     "create",
     "forward",
     "inspection",
+    "exchange",
     "surgery",
     "serialization",
     "functional",

@@ -16,6 +16,7 @@ _install_import_hook("eqx_vit", "beartype.beartype")
 from equinox.nn import inference_mode as inference_mode
 
 from eqx_vit.create import create as create, create_abstract as create_abstract
+from eqx_vit.exchange import replace as replace
 from eqx_vit.forward import forward as forward
 from eqx_vit.functional import transform as transform
 from eqx_vit.inspection import (

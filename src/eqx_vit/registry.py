@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from eqx_vit.arguments import check_arguments
-from eqx_vit.layers.config import shorten
+from eqx_vit.layers.config import no_type_check, shorten
 from eqx_vit.model import ImageModel, ImageModelConfig
 from eqx_vit.models.source import Source
 from eqx_vit.preset_names import find_near_names
@@ -24,6 +24,7 @@ AnyConfig = ImageModelConfig[Any]
 Config = TypeVar("Config", bound=AnyConfig)
 
 
+@no_type_check  # `register` says in a sentence what is wrong
 @dataclass(frozen=True)
 class Architecture:
     """What the library knows of one architecture.

@@ -50,8 +50,9 @@ def save(path: str | os.PathLike[str], model: AnyModel, state: State) -> None:
     if exchanged:
         raise ValueError(
             f"this {type(model).__name__} has parts that its config does not make, and eqx_vit.load could not restore "
-            f"these arrays: {list_some(exchanged)}; use eqx.tree_serialise_leaves(path, (model, state)), and "
-            "eqx.tree_deserialise_leaves with a model that is changed in the same way"
+            f"these arrays: {list_some(exchanged)}; register an architecture that makes them (eqx_vit.register), or "
+            "use eqx.tree_serialise_leaves(path, (model, state)), and eqx.tree_deserialise_leaves with a model that is "
+            "changed in the same way"
         )
     if any(isinstance(array, jax.ShapeDtypeStruct | Tracer) for array in arrays.values()):
         raise ValueError("save takes arrays with values: call it outside of jax.jit and eqx.filter_eval_shape")

@@ -40,7 +40,8 @@ class Description:
     @functools.cached_property
     def config(self) -> AnyConfig:
         """The library's config of the same fields."""
-        row = next((row for row in MODELS.values() if isinstance(self, row.config)), None)
+        # The nearest class that is a config: one may be a subclass of another.
+        row = next((row for kind in type(self).__mro__ for row in MODELS.values() if row.config is kind), None)
         if row is None:
             raise ValueError("Description is what the classes of eqx_vit.flax share: use one, such as eqx_vit.flax.ViT")
         return row.config(**{field.name: getattr(self, field.name) for field in dataclasses.fields(row.config)})

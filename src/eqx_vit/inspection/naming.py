@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -37,20 +37,26 @@ def named_modules(tree: PyTree, path: str = "") -> Iterator[tuple[str, eqx.Modul
 
 
 @no_type_check
-def mark_modules(tree: PyTree, asked: Mapping[str, Asked], path: str = "") -> PyTree:
+def mark_modules(tree: PyTree, asked: Mapping[str, Asked]) -> PyTree:
     """The tree, whose modules of these names mark what is asked of them."""
+    return map_modules(tree, {name: functools.partial(_observe_calls, asked=what) for name, what in asked.items()})
+
+
+@no_type_check
+def map_modules(tree: PyTree, functions: Mapping[str, Callable[[eqx.Module], object]], path: str = "") -> PyTree:
+    """The tree, with what each function makes of the module of its name in place of that, the innermost first."""
     changes: dict[str, object] = {}
     for name, child in _children(tree):
         own = f"{path}.{name}".strip(".")
-        new = mark_modules(child, asked, own)
-        if own in asked and isinstance(child, eqx.Module) and not isinstance(child, Stack):
-            new = _observe_calls(new, asked[own])
+        new = map_modules(child, functions, own)
+        if own in functions and isinstance(child, eqx.Module) and not isinstance(child, Stack):
+            new = functions[own](new)
         if new is not child:
             changes[name or "block"] = new
     if not changes:
         return tree
     if isinstance(tree, eqx.Module):
-        return _with_fields(tree, type(tree), changes)
+        return with_fields(tree, type(tree), changes)
     if isinstance(tree, dict):
         return {key: changes.get(str(key), value) for key, value in tree.items()}
     items = [changes.get(str(index), value) for index, value in enumerate(tree)]
@@ -99,7 +105,7 @@ def _children(tree: PyTree) -> Iterator[tuple[str, PyTree]]:
 @no_type_check
 def _observe_calls(module: eqx.Module, asked: Asked) -> eqx.Module:
     """The same module, whose class marks what is asked whenever it is called."""
-    return _with_fields(module, _observed_class(type(module)), {"asked_of_it": asked})
+    return with_fields(module, _observed_class(type(module)), {"asked_of_it": asked})
 
 
 @functools.cache
@@ -136,7 +142,7 @@ def _is_state(node: object) -> bool:
 
 
 @no_type_check
-def _with_fields(module: eqx.Module, kind: type[eqx.Module], changes: Mapping[str, object]) -> eqx.Module:
+def with_fields(module: eqx.Module, kind: type[eqx.Module], changes: Mapping[str, object]) -> eqx.Module:
     """The module as one of `kind`, some of its fields replaced; no `__init__` and no check of another one runs."""
     copy = object.__new__(kind)
     for field in dataclasses.fields(kind):
