@@ -20,7 +20,8 @@ import eqx_vit
 
 pixels, labels = map(np.asarray, load_digits(return_X_y=True))
 images = (pixels.reshape(-1, 8, 8, 1) / 8 - 1).astype(np.float32)
-train, test = np.split(np.random.default_rng(0).permutation(len(images)), [1400])
+order = np.random.default_rng(0).permutation(len(images))
+train, test = order[:1400], order[1400:]
 
 config = eqx_vit.ViTConfig(image_size=8, patch_size=2, channels=1, num_classes=10, dim=48, depth=8, heads=4, mlp_dim=96)
 model, state = eqx_vit.create(config, key=jax.random.key(0))

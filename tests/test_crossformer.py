@@ -1,6 +1,7 @@
 """CrossFormer: the groups of a map, blocks in turn, checkpoints of the first release, and the sizes of images."""
 
 from dataclasses import replace
+from typing import Any
 
 import equinox as eqx
 import golden_files
@@ -59,7 +60,7 @@ def test_names_follow_the_blocks_of_several_periods() -> None:
     names = to_state_dict(model, state, "official")
     for index, block in enumerate(model.stages[0]):
         prefix = f"layers.0.blocks.{index}"
-        plain = block.block if isinstance(block, CooledBlock) else block
+        plain: Any = block.block if isinstance(block, CooledBlock) else block
         np.testing.assert_array_equal(names[f"{prefix}.mlp.fc1.weight"], plain.mlp.fc1.weight)
         assert (f"{prefix}.ex_conv.weight" in names) == isinstance(block, CooledBlock)
         if isinstance(block, CooledBlock):

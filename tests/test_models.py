@@ -1,9 +1,7 @@
-"""What every architecture keeps, whatever its paper: run over `MODELS` with the configs of `tiny.py`."""
+"""What every architecture keeps, whatever its paper: the kit of `eqx_vit.testing`, and the tables of our own."""
 
 import dataclasses
-import functools
 import inspect
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,180 +9,65 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from beartype.door import is_bearable
 from jaxtyping import jaxtyped
-from tiny import TINY, compiled_model, tiny_size
+from tiny import ONE_OF_EACH_KIND, TINY, marks_but_for, tiny_size
 
 import eqx_vit
-from eqx_vit import MODELS
-from eqx_vit.layers import Stack, dropout_active
-from eqx_vit.model import FixedSizeConfig, StatefulImageModel
-from eqx_vit.paths import named_leaves, named_statistics, with_named_statistics
-from eqx_vit.testing import image_size_of, shapes
-
-# Parameters that no gradient can reach, as name patterns with the reason.
-WITHOUT_GRADIENT: dict[str, dict[str, str]] = {}
+from eqx_vit import MODELS, testing
+from eqx_vit.layers import Stack
+from eqx_vit.testing import COMPILED, TRACED, image_size_of, randomise, shapes
 
 # The rows of the shape tables whose numbers are tested: those of `features`, one a branch, and of the logits.
 STATED = re.compile("(norm|features)(, .*)?|head")
+# Which models a contract is checked on by default. Of all of them `test_shapes.py` draws sizes, `test_golden.py` computes
+# in bfloat16 and `test_inspection.py` looks inside: what a contract says of these is left to the slow session.
+BY_DEFAULT: dict[Any, tuple[str, ...]] = {
+    **dict.fromkeys(TRACED, tuple(TINY)),
+    **dict.fromkeys(COMPILED, ONE_OF_EACH_KIND),
+    **dict.fromkeys((testing.check_shapes, testing.check_inference), ONE_OF_EACH_KIND),
+    **dict.fromkeys((testing.check_numpy_images, testing.check_save_and_load), ("vit", "levit")),
+    testing.check_image_sizes: ("vit",),
+    testing.check_bfloat16: ("vit",),
+    testing.check_observe: (),
+}
 
 every_model = pytest.mark.parametrize("name", MODELS)
+
+
+@pytest.mark.parametrize(
+    ("check", "name"),
+    [
+        pytest.param(check, name, marks=marks_but_for(names, name), id=f"{check.__name__}-{name}")
+        for check, names in BY_DEFAULT.items()
+        for name in TINY
+    ],
+)
+def test_contracts(check: Any, name: str) -> None:
+    check(TINY[name], tiny_size(name))
+
+
+@every_model
+def test_presets_survive_json(name: str) -> None:
+    for config in MODELS[name].presets.values():
+        testing.check_config_json(config)
 
 
 def test_each_model_has_a_tiny_config() -> None:
     assert set(TINY) == set(MODELS)
 
 
-@functools.cache
-def tiny(name: str) -> tuple[Any, Any]:
-    """The tiny model as it is initialised."""
-    return eqx_vit.create(TINY[name], key=jax.random.key(0))
-
-
 def drawn(name: str, rate: float = 0.0) -> tuple[Any, Any]:
-    """The tiny model with every parameter drawn by numpy: no initialisation hides behind zeros, and none compiles."""
-    model, state = eqx.filter_eval_shape(
-        eqx.nn.make_with_state(MODELS[name].model), with_rates(TINY[name], rate), key=jax.random.key(0)
-    )
-    random = np.random.default_rng(3)
-
-    def draw(leaf: Any) -> Any:
-        if not isinstance(leaf, jax.ShapeDtypeStruct):
-            return leaf
-        return jnp.asarray(0.3 * random.standard_normal(leaf.shape), dtype=leaf.dtype)
-
-    model = jax.tree.map(draw, model)
-    # Fresh statistics: means 0, variances 1.
-    statistics = named_statistics(model, state)
-    fresh = {key: jnp.full(leaf.shape, key.endswith("var"), leaf.dtype) for key, leaf in statistics.items()}
-    return model, with_named_statistics(model, state, fresh)
+    """The tiny model with every parameter random."""
+    return randomise(TINY[name], rate)
 
 
 def images_for(name: str, batch: int = 2) -> jax.Array:
     return jax.random.normal(jax.random.key(7), (batch, *tiny_size(name), TINY[name].channels))
 
 
-def with_rates(config: Any, rate: float) -> Any:
-    """The config with every dropout and drop-path rate set."""
-    names = [field.name for field in dataclasses.fields(config) if "drop" in field.name and field.type is float]
-    return dataclasses.replace(config, **dict.fromkeys(names, rate))
-
-
-@every_model
-def test_trains_with_live_dropout(name: str) -> None:
-    model, state = drawn(name, 0.2)
-    images = images_for(name)
-
-    @eqx.filter_grad(has_aux=True)
-    def gradients_and_logits(model: Any) -> Any:
-        logits, _ = eqx_vit.forward(model, state, images, jax.random.key(1))
-        return jnp.sum(logits), logits
-
-    gradients, logits = eqx.filter_eval_shape(gradients_and_logits, model)
-    assert named_leaves(gradients).keys() == named_leaves(model).keys()
-    assert logits.shape == (2, TINY[name].num_classes)
-
-
-@compiled_model
-def test_trains_under_jit_without_retracing(name: str) -> None:
-    config = TINY[name]
-    model, state = drawn(name, 0.2)
-    images = images_for(name)
-
-    @eqx.filter_jit
-    @eqx.debug.assert_max_traces(max_traces=1)
-    def step(model: Any, state: Any, key: Any) -> Any:
-        def loss(model: Any) -> Any:
-            logits, after = eqx_vit.forward(model, state, images, key)
-            return jnp.sum(jnp.square(logits - 1)), (logits, after)
-
-        (_, (logits, after)), gradients = eqx.filter_value_and_grad(loss, has_aux=True)(model)
-        return logits, after, gradients
-
-    logits, after, gradients = step(model, state, jax.random.key(1))
-    again, _, _ = step(model, after, jax.random.key(1))
-    other, _, _ = step(model, after, jax.random.key(2))
-    assert logits.shape == (2, config.num_classes)
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((logits, after, gradients)))
-    np.testing.assert_array_equal(logits, again)
-    if dropout_active(model):
-        assert not np.array_equal(logits, other)
-    for key, statistic in named_statistics(model, after).items():
-        assert not key.endswith("running_mean") or np.any(np.asarray(statistic)), key
-
-
-@compiled_model
-def test_every_parameter_receives_gradient(name: str) -> None:
-    model, state = drawn(name)
-    images = images_for(name, batch=3)
-    cotangent = jax.random.normal(jax.random.key(5), (3, TINY[name].num_classes))
-
-    @eqx.filter_jit
-    @eqx.filter_grad
-    def gradients(model: Any) -> Any:
-        return jnp.sum(eqx_vit.forward(model, state, images)[0] * cotangent)
-
-    without = WITHOUT_GRADIENT.get(name, {})
-    found = named_leaves(eqx_vit.trainable(gradients(model)))
-    dead = [leaf for leaf, array in found.items() if not np.any(np.asarray(array))]
-    assert {leaf for leaf in dead if not any(re.fullmatch(pattern, leaf) for pattern in without)} == set()
-    for pattern in without:
-        assert any(re.fullmatch(pattern, leaf) for leaf in found), f"{pattern} names no parameter"
-
-
-@compiled_model
-def test_inference_is_deterministic_and_per_image(name: str) -> None:
-    model, state = drawn(name, 0.5)
-    model = eqx_vit.inference_mode(model)
-    images = images_for(name, batch=3)
-    forward = eqx.filter_jit(eqx_vit.forward)
-    logits, after = forward(model, state, images)
-    with_key, _ = eqx_vit.forward(model, state, images, jax.random.key(0))
-    np.testing.assert_allclose(with_key, logits, rtol=1e-4, atol=1e-4)
-    swapped, _ = forward(model, state, images[::-1])
-    np.testing.assert_allclose(swapped[::-1], logits, rtol=1e-4, atol=1e-4)
-    assert eqx.tree_equal(state, after)
-    text = str(jax.make_jaxpr(lambda images: eqx_vit.forward(model, state, images)[0])(images))
-    assert "random_bits" not in text
-    assert "threefry" not in text
-
-
-@every_model
-def test_live_dropout_needs_a_key(name: str) -> None:
-    config = with_rates(TINY[name], 0.5)
-    model, state = eqx.filter_eval_shape(eqx.nn.make_with_state(MODELS[name].model), config, key=jax.random.key(0))
-    if not dropout_active(model):
-        pytest.skip("no rate to set")
-    with pytest.raises(ValueError, match=r"pass key=jax.random.key\(...\).*inference_mode\(model\)"):
-        eqx.filter_eval_shape(eqx_vit.forward, model, state, images_for(name))
-
-
-@every_model
-def test_wrong_images_are_refused_with_the_way_out(name: str) -> None:
-    config = TINY[name]
-    model, state = drawn(name)
-    (height, width), channels = tiny_size(name), config.channels
-    rest = (state,) if isinstance(model, StatefulImageModel) else ()
-    image = np.zeros((height, width, channels), np.float32)
-    wrong = {
-        r"looks channels-first, use jnp.moveaxis\(image, 0, -1\)": np.moveaxis(image, -1, 0),
-        r"looks batched, use jax.vmap\(model\)": image[None],
-        "the channel axis is missing": image[..., 0],
-        rf"its last axis has {channels + 2} channels": np.zeros((height, width, channels + 2), np.float32),
-        "given dtype uint8: scale it first": image.astype(np.uint8),
-        "given a list: convert it": image.tolist(),
-    }
-    if type(config).check_image_size is FixedSizeConfig.check_image_size:
-        wrong[f"this {type(model).__name__} takes images of"] = np.zeros((height + 1, width, channels), np.float32)
-    for message, array in wrong.items():
-        for call in (model, model.features, model.logits_pair):
-            with pytest.raises(ValueError, match=message):
-                call(array, *rest)
-
-
-@every_model
+@pytest.mark.parametrize("name", ["vit", "levit"])
 def test_forward_refuses_what_is_not_a_batch(name: str) -> None:
     model, state = drawn(name)
     images, wrong = images_for(name), dict[str, Any](state=None, key=0)
@@ -192,61 +75,18 @@ def test_forward_refuses_what_is_not_a_batch(name: str) -> None:
         eqx_vit.forward(model, state, images[0])
     with pytest.raises(ValueError, match="key must be one random key"):
         eqx_vit.forward(model, state, images, wrong["key"])
-    if isinstance(model, StatefulImageModel):
-        with pytest.raises(ValueError, match="create"):
-            eqx_vit.forward(model, wrong["state"], images)
-        make: Any = MODELS[name].model
-        bare = make(TINY[name], key=jax.random.key(0))
-        with pytest.raises(ValueError, match="create"):
-            eqx_vit.forward(bare, state, images)
-        with pytest.raises(ValueError, match="BatchNorm is in training mode outside a batch"):
-            model(images[0], state)
 
 
-@compiled_model
-def test_head_swap(name: str) -> None:
-    model, state = tiny(name)
-    images = images_for(name)
-    swapped = eqx_vit.replace_head(model, 9, key=jax.random.key(1))
-    assert swapped.config.num_classes == 9
-    assert eqx.filter_eval_shape(eqx_vit.forward, swapped, state, images)[0].shape == (2, 9)
-    before, after = named_leaves(model), named_leaves(swapped)
-    for leaf, array in before.items():
-        if not leaf.startswith("head"):
-            np.testing.assert_array_equal(after[leaf], array, err_msg=leaf)
-    headless = eqx_vit.replace_head(model, 0, key=jax.random.key(1))
-    assert not [leaf for leaf in named_leaves(headless) if leaf.startswith("head")]
-    eqx.filter_eval_shape(eqx_vit.forward, headless, state, images)
-    back = eqx_vit.replace_head(headless, 9, key=jax.random.key(1))
-    assert set(named_leaves(back)) == set(before)
-
-
-@every_model
-def test_config_survives_json(name: str) -> None:
-    for config in (TINY[name], *MODELS[name].presets.values()):
-        fields = json.loads(json.dumps(dataclasses.asdict(config)))
-        assert type(config)(**fields) == config
-        hash(type(config)(**fields))
-
-
-@every_model
-def test_wrong_configs_are_refused_by_field(name: str) -> None:
-    config = TINY[name]
-    title = type(config).__name__
-    wrong = {
-        rf"{title}.num_classes must be int, given '5' \(str\)": {"num_classes": "5"},
-        rf"{title}.num_classes must not be negative": {"num_classes": -1},
-        rf"{title}.channels must be int, given True \(bool\)": {"channels": True},
-        rf"{title}.channels must be at least 1": {"channels": 0},
-        rf"{title} has no field 'dimm'.*its fields are": {"dimm": 3},
-    }
-    for message, changes in wrong.items():
-        with pytest.raises(ValueError, match=message):
-            eqx_vit.create(config, key=jax.random.key(0), **changes)
-    for field in dataclasses.fields(config):
-        if "drop" in field.name and field.type is float:
-            with pytest.raises(ValueError, match=field.name):
-                dataclasses.replace(config, **{field.name: 1.0})
+def test_a_model_with_batch_norm_needs_its_state_and_a_batch() -> None:
+    model, state = drawn("levit")
+    images, nothing = images_for("levit"), dict[str, Any](state=None)
+    with pytest.raises(ValueError, match="create"):
+        eqx_vit.forward(model, nothing["state"], images)
+    bare = eqx_vit.LeViT(TINY["levit"], key=jax.random.key(0))
+    with pytest.raises(ValueError, match="create"):
+        eqx_vit.forward(bare, state, images)
+    with pytest.raises(ValueError, match="BatchNorm is in training mode outside a batch"):
+        model(images[0], state)
 
 
 @every_model
@@ -270,7 +110,8 @@ def test_shapes_in_the_docstring_are_those_of_the_preset(name: str) -> None:
     assert header[:2] == ["step", "shape"]
     stated = {step: tuple(map(int, numbers.split())) for step, _, numbers in table if STATED.fullmatch(step)}
     config = row.presets[header[2]]
-    features, logits = shapes(row.model, config, image_size_of(config))
+    model: Any = row.model  # a class, of each of our own
+    features, logits = shapes(model, config, image_size_of(config))
     assert stated.pop("head") == logits
     assert list(stated.values()) == (list(features) if isinstance(features[0], tuple) else [features])
 
@@ -301,36 +142,10 @@ def modules(node: Any, path: str = "model") -> list[tuple[str, Any]]:
     return []
 
 
-@every_model
-def test_no_two_blocks_start_equal(name: str) -> None:
-    model, _ = tiny(name)
-    weights = [
-        leaf
-        for path, leaf in jax.tree.map(np.asarray, named_leaves(model)).items()
-        if path.endswith("weight") and leaf.ndim > 1 and np.std(leaf) > 0
-    ]
-    seen = [row.tobytes() for weight in weights for row in (weight if weight.ndim in (3, 5) else weight[None])]
-    assert len(set(seen)) == len(seen)
-
-
 def test_builds_the_same_within_a_compiled_function() -> None:
     key = jax.random.key(0)
     built = eqx.filter_jit(lambda: eqx_vit.create(TINY["levit"], key=key))()
-    assert eqx.tree_equal(built, tiny("levit"), rtol=1e-5, atol=1e-6)
-
-
-@every_model
-def test_decay_reaches_weights_alone(name: str) -> None:
-    model, _ = drawn(name)
-    parameters = eqx_vit.trainable(model)
-    mask = eqx_vit.decay_mask(model)
-    assert jax.tree.structure(mask) == jax.tree.structure(parameters)
-    assert jax.tree.leaves(eqx_vit.decay_mask(parameters)) == jax.tree.leaves(mask)
-    decayed = {
-        path for path, leaf in named_leaves(jax.tree.map(lambda p, m: p if m else None, parameters, mask)).items()
-    }
-    assert decayed
-    assert all(path.endswith("weight") and "norm" not in path.split(".")[-2] for path in decayed)
+    assert eqx.tree_equal(built, eqx_vit.create(TINY["levit"], key=key), rtol=1e-5, atol=1e-6)
 
 
 def test_transform_refuses_what_is_not_a_config() -> None:
@@ -339,17 +154,9 @@ def test_transform_refuses_what_is_not_a_config() -> None:
         eqx_vit.transform(fields)
 
 
-@compiled_model
-def test_transform_gives_the_same_numbers(name: str) -> None:
-    model, state = tiny(name)
-    images = images_for(name)
-    init, apply = eqx_vit.transform(TINY[name])
+def test_transform_names_arrays_that_are_missing_or_unexpected() -> None:
+    init, apply = eqx_vit.transform(TINY["vit"])
     params, collections = init(jax.random.key(0))
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == eqx_vit.count_params(model)
-    logits, after = eqx.filter_jit(apply)(params, collections, None, images)
-    expected, _ = eqx.filter_jit(eqx_vit.forward)(eqx_vit.inference_mode(model), state, images)
-    np.testing.assert_array_equal(logits, expected)
-    assert jax.tree.structure(after) == jax.tree.structure(collections)
     broken = {key: value for key, value in params.items() if key != "head"} | {"odd": jnp.ones(3)}
     with pytest.raises(ValueError, match=r"missing params\.head.*unexpected params\.odd"):
-        apply(broken, collections, None, images)
+        apply(broken, collections, None, images_for("vit"))

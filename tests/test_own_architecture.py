@@ -1,6 +1,7 @@
 """An architecture in a user's own file: registered, saved, loaded, trained from the command line; parts exchanged."""
 
 import dataclasses
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from tiny import TINY, tiny_size
 import eqx_vit
 from eqx_vit import registry
 from eqx_vit.cli import main
-from eqx_vit.layers import BatchNorm
+from eqx_vit.layers import MLP, BatchNorm
 from eqx_vit.paths import named_leaves
 from eqx_vit.weights.checkpoints import Checkpoints
 from eqx_vit.weights.rules import Constant, Rule, copy
@@ -71,7 +72,7 @@ def test_every_function_knows_it(registered: None, tmp_path: Path) -> None:
     loaded, loaded_state = eqx_vit.load(tmp_path / "mine.safetensors")
     again, _ = eqx_vit.forward(eqx_vit.inference_mode(loaded), loaded_state, images)
     np.testing.assert_array_equal(again, logits)
-    swapped = eqx_vit.resize(eqx_vit.replace_head(loaded, 7, key=KEY), 32)
+    swapped: Any = eqx_vit.resize(eqx_vit.replace_head(loaded, 7, key=KEY), 32)
     assert isinstance(swapped.blocks.block.attention, Mine)
     assert eqx_vit.forward(eqx_vit.inference_mode(swapped), state, jnp.zeros((1, 32, 32, 3)))[0].shape == (1, 7)
     transformed = eqx_vit.transform(CONFIG)
@@ -154,7 +155,7 @@ def test_packages_register_by_entry_points(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(registry, "MODELS", {row.name: row for row in registry.OWN})
     points = [EntryPoint(lambda: ARCHITECTURE), EntryPoint(fail)]
-    monkeypatch.setattr(registry.importlib.metadata, "entry_points", lambda group: points)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points)
     registry.load_entry_points.cache_clear()
     with pytest.warns(UserWarning, match="architectures of a_package are not there: it lacks something"):
         assert eqx_vit.list_models("mine*") == ["mine_tiny"]
@@ -236,5 +237,5 @@ def test_a_part_that_does_not_fit_is_named_by_its_axis() -> None:
 def test_a_replaced_part_has_the_models_dtype_and_mode() -> None:
     model, state = eqx_vit.create(TINY["vit"], key=KEY)
     model = eqx_vit.cast(eqx_vit.inference_mode(model), jnp.bfloat16)
-    new = eqx_vit.replace(model, "blocks.mlp", lambda *, key: eqx_vit.layers.MLP(16, 8, dropout=0.5, key=key), key=KEY)
+    new = eqx_vit.replace(model, "blocks.mlp", lambda *, key: MLP(16, 8, dropout=0.5, key=key), key=KEY)
     assert eqx_vit.forward(new, state, jnp.zeros((1, *tiny_size("vit"), 3)))[0].dtype == jnp.bfloat16

@@ -2,16 +2,10 @@
 
 import pytest
 from cases import CASES, having
-from hypothesis import given, strategies as st
 
-from eqx_vit import MODELS
-from eqx_vit.testing import shapes
+from eqx_vit.testing import check_random_sizes
 
 
 @pytest.mark.parametrize("name", having("shapes"))
-@given(data=st.data())
-def test_shapes(name: str, data: st.DataObject) -> None:
-    config, image_size, expected = data.draw(CASES[name].shapes())
-    features, logits = shapes(MODELS[name].model, config, image_size)
-    assert features == expected
-    assert logits == (config.num_classes,)
+def test_shapes(name: str) -> None:
+    check_random_sizes(CASES[name].shapes())

@@ -13,7 +13,7 @@ from cases.simple_vit import BASE, GOLDEN, LEARNED
 
 import eqx_vit
 from eqx_vit import SimpleViT
-from eqx_vit.layers import OutputProjection, resize_grid_corners, sincos_2d
+from eqx_vit.layers import Attention, OutputProjection, resize_grid_corners, sincos_2d
 from eqx_vit.models.simple_vit import PRESETS
 from eqx_vit.weights import load_state_dict, to_state_dict
 
@@ -85,6 +85,7 @@ def test_fixed_positions_take_any_number_of_patches() -> None:
 
 def test_dropout_acts_after_the_attention_and_not_on_its_weights() -> None:
     attention = SimpleViT(replace(BASE, dropout=0.1), key=jax.random.key(0)).blocks[0].attention
+    assert isinstance(attention, Attention)
     assert attention.attention_dropout.rate == 0
     assert isinstance(attention.projection, OutputProjection)
     assert attention.projection.dropout.rate == 0.1

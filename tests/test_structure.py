@@ -25,6 +25,7 @@ ORDER = [
     "registry",
     "files",
     "parameters",
+    "optimisers",
     "create",
     "forward",
     "inspection",

@@ -68,6 +68,13 @@ from eqx_vit.models.vit_small_datasets import (
     SmallDatasetViT as SmallDatasetViT,
     SmallDatasetViTConfig as SmallDatasetViTConfig,
 )
+from eqx_vit.optimisers import (
+    layer_labels as layer_labels,
+    layer_numbers as layer_numbers,
+    muon_dimension_numbers as muon_dimension_numbers,
+    per_layer as per_layer,
+    scale_by_layer as scale_by_layer,
+)
 from eqx_vit.parameters import (
     cast as cast,
     count_params as count_params,

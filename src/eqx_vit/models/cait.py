@@ -8,8 +8,9 @@ departure from the official code (facebookresearch/deit); `layer_dropout` is its
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
@@ -19,17 +20,25 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from eqx_vit.layers import (
     MLP,
     Dropout,
+    Embedding,
     LayerNorm,
     LayerScale,
     Linear,
+    MakeEmbedding,
+    MakeNorm,
+    MakeTokenLayer,
+    Norm,
     OutputProjection,
     PatchEmbedding,
     PreNormBlock,
     Stack,
+    TokenLayer,
+    add_branch,
     attend,
     attention_scores,
     attention_values,
     attention_weights,
+    flatten_map,
     make_head,
     merge_heads,
     resize_table,
@@ -139,22 +148,28 @@ class ClassAttention(eqx.Module):
         return self.projection(merge_heads(attend(query, keys, value)))
 
 
+# Called as `class_attention(tokens)`, the class token first.
+ClassLayer: TypeAlias = Callable[[Float[Array, "tokens dim"]], Float[Array, "1 dim"]]
+
+
 class ClassBlock(eqx.Module):
     """Class attention and MLP: only the class token changes. The official code drops nothing here."""
 
-    norm1: LayerNorm
-    attention: ClassAttention
+    norm1: Norm
+    attention: ClassAttention | ClassLayer
     layer_scale1: LayerScale
-    norm2: LayerNorm
+    norm2: Norm
     mlp: MLP
     layer_scale2: LayerScale
 
-    def __init__(self, config: CaiTConfig, *, key: PRNGKeyArray) -> None:
+    def __init__(
+        self, config: CaiTConfig, attention: Callable[..., ClassLayer], norm: MakeNorm, *, key: PRNGKeyArray
+    ) -> None:
         attention_key, mlp_key = jax.random.split(key)
-        self.norm1 = LayerNorm(config.dim, config.norm_eps)
-        self.attention = ClassAttention(config, key=attention_key)
+        self.norm1 = norm(config.dim, config.norm_eps)
+        self.attention = attention(config, key=attention_key)
         self.layer_scale1 = LayerScale(config.dim, config.initial_scale)
-        self.norm2 = LayerNorm(config.dim, config.norm_eps)
+        self.norm2 = norm(config.dim, config.norm_eps)
         self.mlp = MLP(config.dim, config.cls_mlp_dim or config.mlp_dim, key=mlp_key)
         self.layer_scale2 = LayerScale(config.dim, config.initial_scale)
 
@@ -167,8 +182,18 @@ class ClassBlock(eqx.Module):
     ) -> Float[Array, "1 dim"]:
         """The next class token. `key` is not used."""
         tokens = jnp.concatenate([class_token, patches])
-        class_token = class_token + self.layer_scale1(self.attention(self.norm1(tokens)))
-        return class_token + self.layer_scale2(self.mlp(self.norm2(class_token)))
+        class_token = add_branch(class_token, self.layer_scale1(self.attention(self.norm1(tokens))))
+        return add_branch(class_token, self.layer_scale2(self.mlp(self.norm2(class_token))))
+
+
+def make_patch_embedding(config: CaiTConfig, *, key: PRNGKeyArray) -> PatchEmbedding:
+    """The linear map of each patch."""
+    return PatchEmbedding(pair(config.patch_size), config.channels, config.dim, key=key)
+
+
+def make_mlp(config: CaiTConfig, *, key: PRNGKeyArray) -> MLP:
+    """The perceptron of a block among the patches."""
+    return MLP(config.dim, config.mlp_dim, dropout=config.dropout, key=key)
 
 
 class CaiT(StatelessImageModel[CaiTConfig]):
@@ -189,34 +214,62 @@ class CaiT(StatelessImageModel[CaiTConfig]):
     class token.
     """
 
-    patch_embedding: PatchEmbedding
+    patch_embedding: PatchEmbedding | Embedding
     class_token: Float[Array, "1 dim"]
     position_embedding: Float[Array, "patches dim"]
     embedding_dropout: Dropout
-    blocks: Stack[PreNormBlock[TalkingHeadsAttention]]
+    blocks: Stack[PreNormBlock[TalkingHeadsAttention | TokenLayer]]
     class_blocks: Stack[ClassBlock]
-    norm: LayerNorm
+    norm: Norm
     head: Linear | eqx.nn.Identity
 
-    def __init__(self, config: CaiTConfig, *, key: PRNGKeyArray) -> None:
+    def __init__(
+        self,
+        config: CaiTConfig,
+        *,
+        patch_embedding: MakeEmbedding = make_patch_embedding,
+        attention: MakeTokenLayer = TalkingHeadsAttention,
+        class_attention: Callable[..., ClassLayer] = ClassAttention,
+        mlp: MakeTokenLayer = make_mlp,
+        norm: MakeNorm = LayerNorm,
+        key: PRNGKeyArray,
+    ) -> None:
+        """**Arguments:** `patch_embedding`, `attention`, `class_attention`, `mlp`: make these parts, as
+        `attention(config, key=key)`, an attention and an MLP for each block among the patches, a class attention for
+        each block of the class token; `norm`: makes each norm, as `norm(dim, eps)`.
+        """
         patch_key, token_key, position_key, blocks_key, class_blocks_key, head_key = jax.random.split(key, 6)
         dim, (rows, columns) = config.dim, config.grid
         self.config = config
-        self.patch_embedding = PatchEmbedding(pair(config.patch_size), config.channels, dim, key=patch_key)
+        self.patch_embedding = patch_embedding(config, key=patch_key)
         self.class_token = truncated_normal()(token_key, (1, dim))
         self.position_embedding = truncated_normal()(position_key, (rows * columns, dim))
         self.embedding_dropout = Dropout(config.emb_dropout)
-        self.blocks = Stack.build(functools.partial(_make_block, config), config.depth, key=blocks_key)
-        self.class_blocks = Stack.build(functools.partial(ClassBlock, config), config.cls_depth, key=class_blocks_key)
-        self.norm = LayerNorm(dim, config.norm_eps)
+
+        def make_block(*, key: PRNGKeyArray) -> PreNormBlock[TalkingHeadsAttention | TokenLayer]:
+            attention_key, mlp_key = jax.random.split(key)
+            return PreNormBlock(
+                attention(config, key=attention_key),
+                mlp(config, key=mlp_key),
+                dim,
+                norm=norm,
+                norm_eps=config.norm_eps,
+                drop_path=config.layer_dropout,
+                layer_scale=config.initial_scale,
+            )
+
+        make_class_block = functools.partial(ClassBlock, config, class_attention, norm)
+        self.blocks = Stack.build(make_block, config.depth, key=blocks_key)
+        self.class_blocks = Stack.build(make_class_block, config.cls_depth, key=class_blocks_key)
+        self.norm = norm(dim, config.norm_eps)
         self.head = make_head(dim, config.num_classes, key=head_key)
 
     def embed(
         self, image: Float[Array, "height width channels"], *, key: PRNGKeyArray | None
     ) -> Float[Array, "patches dim"]:
         """The patches with their positions, without the class token."""
-        patches = self.patch_embedding(image).reshape(-1, self.config.dim) + self.position_embedding
-        return self.embedding_dropout(patches, key=key)
+        patches = flatten_map(self.patch_embedding(image), self.config.grid, self.config.dim)
+        return self.embedding_dropout(patches + self.position_embedding, key=key)
 
     def encode(self, x: Float[Array, "patches dim"], *, key: PRNGKeyArray | None) -> Float[Array, "tokens dim"]:
         """All tokens, the class token first, after the final norm."""
@@ -242,18 +295,6 @@ class CaiT(StatelessImageModel[CaiTConfig]):
         config = replace(self.config, image_size=image_size)
         table = resize_table(self.position_embedding, self.config.grid, config.grid, antialias=False)
         return config, {"position_embedding": table}
-
-
-def _make_block(config: CaiTConfig, *, key: PRNGKeyArray) -> PreNormBlock[TalkingHeadsAttention]:
-    attention_key, mlp_key = jax.random.split(key)
-    return PreNormBlock(
-        TalkingHeadsAttention(config, key=attention_key),
-        MLP(config.dim, config.mlp_dim, dropout=config.dropout, key=mlp_key),
-        config.dim,
-        norm_eps=config.norm_eps,
-        drop_path=config.layer_dropout,
-        layer_scale=config.initial_scale,
-    )
 
 
 def _preset(dim: int, depth: int, heads: int, image_size: int, layer_scale: float) -> CaiTConfig:

@@ -9,9 +9,9 @@ No departure from the official code (zhoudaquan/dvit_repo).
 
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import equinox as eqx
 import jax
@@ -26,15 +26,23 @@ from eqx_vit.layers import (
     Conv,
     Dropout,
     DropPath,
+    Embedding,
     LayerNorm,
     Linear,
+    MakeEmbedding,
+    MakeNorm,
+    MakeTokenLayer,
+    Norm,
     OutputProjection,
     PatchEmbedding,
     Stack,
+    TokenLayer,
+    add_branch,
     attention_scores,
     attention_values,
     attention_weights,
     drop_path_schedule,
+    flatten_map,
     make_head,
     merge_heads,
     pool_tokens,
@@ -108,6 +116,10 @@ class DeepViTConfig(PatchGridConfig["DeepViT"]):
         return tuple(end - start for start, end in itertools.pairwise((0, *ends)))
 
 
+# One with BatchNorm is an `eqx.nn.StatefulLayer`: called as `attention(tokens, state, key=key)`, to (tokens, state).
+AnyAttention: TypeAlias = TokenLayer | eqx.nn.StatefulLayer
+
+
 class ReAttention(eqx.nn.StatefulLayer):
     """`Norm(Theta^T softmax(Q K^T / sqrt(d))) V`: Theta mixes the heads, Norm is a BatchNorm over them."""
 
@@ -148,20 +160,18 @@ class ReAttention(eqx.nn.StatefulLayer):
 class Block(eqx.nn.StatefulLayer):
     """(Re-)attention and MLP, each normalised before and added after."""
 
-    norm1: LayerNorm
-    attention: Attention | ReAttention
-    norm2: LayerNorm
-    mlp: MLP
+    norm1: Norm
+    attention: Attention | ReAttention | AnyAttention
+    norm2: Norm
+    mlp: MLP | TokenLayer
     drop_path: DropPath
     branch_scale: float = eqx.field(static=True)
 
-    def __init__(self, config: DeepViTConfig, *, re_attention: bool, key: PRNGKeyArray) -> None:
-        attention_key, mlp_key = jax.random.split(key)
-        make_attention = ReAttention if re_attention else _make_attention
-        self.norm1 = LayerNorm(config.dim, config.norm_eps)
-        self.attention = make_attention(config, key=attention_key)
-        self.norm2 = LayerNorm(config.dim, config.norm_eps)
-        self.mlp = MLP(config.dim, config.mlp_dim, dropout=config.dropout, key=mlp_key)
+    def __init__(self, attention: AnyAttention, mlp: TokenLayer, config: DeepViTConfig, norm: MakeNorm) -> None:
+        self.norm1 = norm(config.dim, config.norm_eps)
+        self.attention = attention
+        self.norm2 = norm(config.dim, config.norm_eps)
+        self.mlp = mlp
         self.drop_path = DropPath(config.drop_path)
         self.branch_scale = config.branch_scale
 
@@ -177,19 +187,13 @@ class Block(eqx.nn.StatefulLayer):
         attention_key, path1_key, mlp_key, path2_key = split_or_none(key, 4)
         # The norm undoes the scale but for its eps; the division then doubles the branches of DeepViT-S and -L.
         normed = self.norm1(tokens * self.branch_scale)
-        if isinstance(self.attention, ReAttention):
+        if isinstance(self.attention, eqx.nn.StatefulLayer):
             branch, state = self.attention(normed, state, key=attention_key)
         else:
             branch = self.attention(normed, key=attention_key)
-        tokens = tokens + self.drop_path(branch / self.branch_scale, drop_scale, key=path1_key)
+        tokens = add_branch(tokens, self.drop_path(branch / self.branch_scale, drop_scale, key=path1_key))
         branch = self.mlp(self.norm2(tokens * self.branch_scale), key=mlp_key)
-        return tokens + self.drop_path(branch / self.branch_scale, drop_scale, key=path2_key), state
-
-
-def _make_attention(config: DeepViTConfig, *, key: PRNGKeyArray) -> Attention:
-    return Attention(
-        config.dim, config.heads, head_dim=config.dim_head, qkv_bias=config.qkv_bias, dropout=config.dropout, key=key
-    )
+        return add_branch(tokens, self.drop_path(branch / self.branch_scale, drop_scale, key=path2_key)), state
 
 
 class Stem(eqx.nn.StatefulLayer):
@@ -215,6 +219,26 @@ class Stem(eqx.nn.StatefulLayer):
         return jax.nn.relu(x), state
 
 
+def make_patch_embedding(config: DeepViTConfig, *, key: PRNGKeyArray) -> PatchEmbedding:
+    """The linear map of each patch, of the image or of what the stem makes of it."""
+    height, width = pair(config.patch_size)
+    if config.convolutional_stem:
+        return PatchEmbedding((height // 2, width // 2), STEM_WIDTH, config.dim, key=key)
+    return PatchEmbedding((height, width), config.channels, config.dim, key=key)
+
+
+def make_attention(config: DeepViTConfig, *, key: PRNGKeyArray) -> Attention:
+    """Multi-head self-attention."""
+    return Attention(
+        config.dim, config.heads, head_dim=config.dim_head, qkv_bias=config.qkv_bias, dropout=config.dropout, key=key
+    )
+
+
+def make_mlp(config: DeepViTConfig, *, key: PRNGKeyArray) -> MLP:
+    """The perceptron of a block."""
+    return MLP(config.dim, config.mlp_dim, dropout=config.dropout, key=key)
+
+
 class DeepViT(StatefulImageModel[DeepViTConfig]):
     """DeepViT: one image and the BatchNorm state to logits and state.
 
@@ -237,37 +261,52 @@ class DeepViT(StatefulImageModel[DeepViTConfig]):
     """
 
     stem: Stem | None
-    patch_embedding: PatchEmbedding
+    patch_embedding: PatchEmbedding | Embedding
     class_token: Float[Array, "1 dim"]
     position_embedding: Float[Array, "tokens dim"]
     embedding_dropout: Dropout
     blocks: Stack[Block] | None
     re_attention_blocks: Stack[Block] | None
     later_blocks: tuple[Stack[Block], ...]  # plain, re-attention, ... in turn
-    norm: LayerNorm
+    norm: Norm
     head: Linear | eqx.nn.Identity
 
-    def __init__(self, config: DeepViTConfig, *, key: PRNGKeyArray) -> None:
+    def __init__(
+        self,
+        config: DeepViTConfig,
+        *,
+        patch_embedding: MakeEmbedding = make_patch_embedding,
+        attention: MakeTokenLayer = make_attention,
+        re_attention: Callable[..., AnyAttention] = ReAttention,
+        mlp: MakeTokenLayer = make_mlp,
+        norm: MakeNorm = LayerNorm,
+        key: PRNGKeyArray,
+    ) -> None:
+        """**Arguments:** `patch_embedding`, `attention`, `re_attention`, `mlp`: make these parts, as
+        `attention(config, key=key)`, an attention for each plain block, a re-attention for each of the others, an MLP
+        for both; `norm`: makes each norm but BatchNorm, as `norm(dim, eps)`.
+        """
         keys = jax.random.split(key, 5 + len(config.depths))
         stem_key, patch_key, token_key, position_key, *block_keys, head_key = keys
-        dim, (rows, columns), (height, width) = config.dim, config.grid, pair(config.patch_size)
+        dim, (rows, columns) = config.dim, config.grid
         self.config = config
-        if config.convolutional_stem:
-            self.stem = Stem(config.channels, key=stem_key)
-            self.patch_embedding = PatchEmbedding((height // 2, width // 2), STEM_WIDTH, dim, key=patch_key)
-        else:
-            self.stem = None
-            self.patch_embedding = PatchEmbedding((height, width), config.channels, dim, key=patch_key)
+        self.stem = Stem(config.channels, key=stem_key) if config.convolutional_stem else None
+        self.patch_embedding = patch_embedding(config, key=patch_key)
         self.class_token = truncated_normal()(token_key, (1, dim))
         self.position_embedding = truncated_normal()(position_key, (1 + rows * columns, dim))
         self.embedding_dropout = Dropout(config.emb_dropout)
-        plain, re_attention, *later = (
-            _build_blocks(config, depth, re_attention=index % 2 == 1, key=blocks_key)
+
+        def make_block(make: Callable[..., AnyAttention], *, key: PRNGKeyArray) -> Block:
+            attention_key, mlp_key = jax.random.split(key)
+            return Block(make(config, key=attention_key), mlp(config, key=mlp_key), config, norm)
+
+        makers = (functools.partial(make_block, attention), functools.partial(make_block, re_attention))
+        self.blocks, self.re_attention_blocks, *later = (
+            Stack.build(makers[index % 2], depth, key=blocks_key) if depth else None
             for index, (depth, blocks_key) in enumerate(zip(config.depths, block_keys, strict=True))
         )
-        self.blocks, self.re_attention_blocks = plain, re_attention
         self.later_blocks = tuple(blocks for blocks in later if blocks is not None)
-        self.norm = LayerNorm(dim, config.norm_eps)
+        self.norm = norm(dim, config.norm_eps)
         self.head = make_head(dim, config.num_classes, key=head_key)
 
     def embed(
@@ -277,7 +316,7 @@ class DeepViT(StatefulImageModel[DeepViTConfig]):
         x = image
         if self.stem is not None:
             x, state = self.stem(x, state)
-        patches = self.patch_embedding(x).reshape(-1, self.config.dim)
+        patches = flatten_map(self.patch_embedding(x), self.config.grid, self.config.dim)
         tokens = jnp.concatenate([self.class_token, patches]) + self.position_embedding
         return self.embedding_dropout(tokens, key=key), state
 
@@ -327,11 +366,6 @@ class DeepViT(StatefulImageModel[DeepViTConfig]):
         """The config for another image size, and the arrays that change: the table resampled as timm does it."""
         config = replace(self.config, image_size=image_size)
         return config, {"position_embedding": resize_table(self.position_embedding, self.config.grid, config.grid)}
-
-
-def _build_blocks(config: DeepViTConfig, depth: int, *, re_attention: bool, key: PRNGKeyArray) -> Stack[Block] | None:
-    make = functools.partial(Block, config, re_attention=re_attention)
-    return Stack.build(make, depth, key=key) if depth else None
 
 
 def _preset(dim: int, depth: int, image_size: int = 224) -> DeepViTConfig:

@@ -27,12 +27,20 @@ from eqx_vit.layers import (
     BatchNorm,
     Dropout,
     DropPath,
+    Embedding,
     LayerNorm,
     LayerScale,
     Linear,
+    MakeEmbedding,
+    MakeNorm,
+    MakeTokenLayer,
+    Norm,
     PatchEmbedding,
     Stack,
+    TokenLayer,
+    add_branch,
     drop_path_schedule,
+    flatten_map,
     gelu,
     make_head,
     make_layer_scale,
@@ -49,7 +57,7 @@ from eqx_vit.points import AttentionPoint, FeaturePoint, points_of_blocks
 
 HMLP_CUTS = (4, 2, 2)
 
-Layer = TypeVar("Layer", Attention, MLP)
+Layer = TypeVar("Layer", bound=TokenLayer)
 
 
 @no_type_check
@@ -133,16 +141,33 @@ class HMLPStem(eqx.nn.StatefulLayer):
         return x, state
 
 
+def make_patch_embedding(config: ParallelViTConfig, *, key: PRNGKeyArray) -> PatchEmbedding:
+    """The linear map of each patch."""
+    return PatchEmbedding(pair(config.patch_size), config.channels, config.dim, key=key)
+
+
+def make_attention(config: EitherConfig, *, key: PRNGKeyArray) -> Attention:
+    """Multi-head self-attention."""
+    return Attention(
+        config.dim, config.heads, head_dim=config.dim_head, qkv_bias=config.qkv_bias, dropout=config.dropout, key=key
+    )
+
+
+def make_mlp(config: EitherConfig, *, key: PRNGKeyArray) -> MLP:
+    """The perceptron of a branch."""
+    return MLP(config.dim, config.mlp_dim, dropout=config.dropout, key=key)
+
+
 class Branch(eqx.Module, Generic[Layer]):
     """Norm, layer, scale: one of the attentions, or of the MLPs, that run side by side."""
 
-    norm: LayerNorm
+    norm: Norm
     layer: Layer
     layer_scale: LayerScale | eqx.nn.Identity
     drop_path: DropPath
 
-    def __init__(self, layer: Layer, config: EitherConfig) -> None:
-        self.norm = LayerNorm(config.dim, config.norm_eps)
+    def __init__(self, layer: Layer, config: EitherConfig, norm: MakeNorm) -> None:
+        self.norm = norm(config.dim, config.norm_eps)
         self.layer = layer
         self.layer_scale = make_layer_scale(config.dim, config.layer_scale)
         self.drop_path = DropPath(config.drop_path)
@@ -162,14 +187,26 @@ class Branch(eqx.Module, Generic[Layer]):
 class Block(eqx.Module):
     """All attentions read the same tokens and are added to them; then all MLPs (section 3)."""
 
-    attentions: Stack[Branch[Attention]]
-    mlps: Stack[Branch[MLP]]
+    attentions: Stack[Branch[Attention | TokenLayer]]
+    mlps: Stack[Branch[MLP | TokenLayer]]
 
-    def __init__(self, config: EitherConfig, *, key: PRNGKeyArray) -> None:
+    def __init__(
+        self,
+        config: EitherConfig,
+        attention: MakeTokenLayer,
+        mlp: MakeTokenLayer,
+        norm: MakeNorm,
+        *,
+        key: PRNGKeyArray,
+    ) -> None:
         attentions_key, mlps_key = jax.random.split(key)
+
+        def make_branch(make: MakeTokenLayer, *, key: PRNGKeyArray) -> Branch[TokenLayer]:
+            return Branch(make(config, key=key), config, norm)
+
         branches = config.num_parallel_branches
-        self.attentions = Stack.build(functools.partial(_make_attention, config), branches, key=attentions_key)
-        self.mlps = Stack.build(functools.partial(_make_mlp, config), branches, key=mlps_key)
+        self.attentions = Stack.build(functools.partial(make_branch, attention), branches, key=attentions_key)
+        self.mlps = Stack.build(functools.partial(make_branch, mlp), branches, key=mlps_key)
 
     def __call__(
         self,
@@ -179,8 +216,8 @@ class Block(eqx.Module):
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "tokens dim"]:
         attentions_key, mlps_key = split_or_none(key)
-        tokens = tokens + sum_over_blocks(self.attentions, tokens, drop_scale, key=attentions_key)
-        return tokens + sum_over_blocks(self.mlps, tokens, drop_scale, key=mlps_key)
+        tokens = add_branch(tokens, sum_over_blocks(self.attentions, tokens, drop_scale, key=attentions_key))
+        return add_branch(tokens, sum_over_blocks(self.mlps, tokens, drop_scale, key=mlps_key))
 
 
 def sum_over_blocks(
@@ -206,36 +243,44 @@ class Encoder(eqx.Module):
     position_embedding: Float[Array, "positions dim"]
     embedding_dropout: Dropout
     blocks: Stack[Block]
-    norm: LayerNorm
+    norm: Norm
     prefix_positions: bool = eqx.field(static=True)
     drop_path_ramp: bool = eqx.field(static=True)
     pool: Literal["cls", "mean"] = eqx.field(static=True)
     pool_norm: bool = eqx.field(static=True)
 
-    def __init__(self, config: EitherConfig, *, key: PRNGKeyArray) -> None:
+    def __init__(
+        self,
+        config: EitherConfig,
+        attention: MakeTokenLayer,
+        mlp: MakeTokenLayer,
+        norm: MakeNorm,
+        *,
+        key: PRNGKeyArray,
+    ) -> None:
         token_key, position_key, blocks_key = jax.random.split(key, 3)
         rows, columns = config.grid
         positions = rows * columns + (config.class_token and config.prefix_positions)
         self.class_token = truncated_normal()(token_key, (1, config.dim)) if config.class_token else None
         self.position_embedding = truncated_normal()(position_key, (positions, config.dim))
         self.embedding_dropout = Dropout(config.emb_dropout)
-        self.blocks = Stack.build(functools.partial(Block, config), config.depth, key=blocks_key)
-        self.norm = LayerNorm(config.dim, config.norm_eps)
+        make_block = functools.partial(Block, config, attention, mlp, norm)
+        self.blocks = Stack.build(make_block, config.depth, key=blocks_key)
+        self.norm = norm(config.dim, config.norm_eps)
         self.prefix_positions = config.prefix_positions
         self.drop_path_ramp = config.drop_path_ramp
         self.pool, self.pool_norm = config.pool, config.pool_norm
 
     def embed(
-        self, patches: Float[Array, "rows columns dim"], *, key: PRNGKeyArray | None = None
+        self, patches: Float[Array, "patches dim"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "tokens dim"]:
         """Class token and patches, with their positions."""
-        tokens = patches.reshape(-1, patches.shape[-1])
         if self.class_token is None:
-            tokens = tokens + self.position_embedding
+            tokens = patches + self.position_embedding
         elif self.prefix_positions:
-            tokens = jnp.concatenate([self.class_token, tokens]) + self.position_embedding
+            tokens = jnp.concatenate([self.class_token, patches]) + self.position_embedding
         else:
-            tokens = jnp.concatenate([self.class_token, tokens + self.position_embedding])
+            tokens = jnp.concatenate([self.class_token, patches + self.position_embedding])
         return self.embedding_dropout(tokens, key=key)
 
     def __call__(
@@ -290,22 +335,35 @@ class ParallelViT(StatelessImageModel[ParallelViTConfig]):
     sum of all its MLPs. The pool is the class token, or the mean of the patches; the norm may follow it.
     """
 
-    patch_embedding: PatchEmbedding
+    patch_embedding: PatchEmbedding | Embedding
     encoder: Encoder
     head: Linear | eqx.nn.Identity
 
-    def __init__(self, config: ParallelViTConfig, *, key: PRNGKeyArray) -> None:
+    def __init__(
+        self,
+        config: ParallelViTConfig,
+        *,
+        patch_embedding: MakeEmbedding = make_patch_embedding,
+        attention: MakeTokenLayer = make_attention,
+        mlp: MakeTokenLayer = make_mlp,
+        norm: MakeNorm = LayerNorm,
+        key: PRNGKeyArray,
+    ) -> None:
+        """**Arguments:** `patch_embedding`, `attention`, `mlp`: make these parts, as `attention(config, key=key)`, an
+        attention and an MLP for each branch; `norm`: makes each norm, as `norm(dim, eps)`.
+        """
         patch_key, encoder_key, head_key = jax.random.split(key, 3)
         self.config = config
-        self.patch_embedding = PatchEmbedding(pair(config.patch_size), config.channels, config.dim, key=patch_key)
-        self.encoder = Encoder(config, key=encoder_key)
+        self.patch_embedding = patch_embedding(config, key=patch_key)
+        self.encoder = Encoder(config, attention, mlp, norm, key=encoder_key)
         self.head = make_head(config.dim, config.num_classes, key=head_key)
 
     def embed(
         self, image: Float[Array, "height width channels"], *, key: PRNGKeyArray | None
     ) -> Float[Array, "tokens dim"]:
         """Class token and patches, with their positions."""
-        return self.encoder.embed(self.patch_embedding(image), key=key)
+        patches = flatten_map(self.patch_embedding(image), self.config.grid, self.config.dim)
+        return self.encoder.embed(patches, key=key)
 
     def encode(self, x: Float[Array, "tokens dim"], *, key: PRNGKeyArray | None) -> Float[Array, "tokens dim"]:
         """All tokens, the class token first, after the final norm (unless that one follows the pool)."""
@@ -354,11 +412,22 @@ class ParallelViTHMLP(StatefulImageModel[ParallelViTHMLPConfig]):
     encoder: Encoder
     head: Linear | eqx.nn.Identity
 
-    def __init__(self, config: ParallelViTHMLPConfig, *, key: PRNGKeyArray) -> None:
+    def __init__(
+        self,
+        config: ParallelViTHMLPConfig,
+        *,
+        attention: MakeTokenLayer = make_attention,
+        mlp: MakeTokenLayer = make_mlp,
+        norm: MakeNorm = LayerNorm,
+        key: PRNGKeyArray,
+    ) -> None:
+        """**Arguments:** `attention`, `mlp`: make these parts, as `attention(config, key=key)`, one for each branch;
+        `norm`: makes each norm but those of the stem, as `norm(dim, eps)`.
+        """
         patch_key, encoder_key, head_key = jax.random.split(key, 3)
         self.config = config
         self.patch_embedding = HMLPStem(config.channels, config.dim, key=patch_key)
-        self.encoder = Encoder(config, key=encoder_key)
+        self.encoder = Encoder(config, attention, mlp, norm, key=encoder_key)
         self.head = make_head(config.dim, config.num_classes, key=head_key)
 
     def embed(
@@ -366,7 +435,7 @@ class ParallelViTHMLP(StatefulImageModel[ParallelViTHMLPConfig]):
     ) -> tuple[Float[Array, "tokens dim"], State]:
         """Class token and patches, with their positions; and the state."""
         patches, state = self.patch_embedding(image, state)
-        return self.encoder.embed(patches, key=key), state
+        return self.encoder.embed(flatten_map(patches, self.config.grid, self.config.dim), key=key), state
 
     def encode(
         self, x: Float[Array, "tokens dim"], state: State, *, key: PRNGKeyArray | None
@@ -395,17 +464,6 @@ class ParallelViTHMLP(StatefulImageModel[ParallelViTHMLPConfig]):
     def attention_points(self, height: int, width: int) -> list[AttentionPoint]:
         """The attentions of each block."""
         return self.encoder.attention_points(self.config)
-
-
-def _make_attention(config: EitherConfig, *, key: PRNGKeyArray) -> Branch[Attention]:
-    attention = Attention(
-        config.dim, config.heads, head_dim=config.dim_head, qkv_bias=config.qkv_bias, dropout=config.dropout, key=key
-    )
-    return Branch(attention, config)
-
-
-def _make_mlp(config: EitherConfig, *, key: PRNGKeyArray) -> Branch[MLP]:
-    return Branch(MLP(config.dim, config.mlp_dim, dropout=config.dropout, key=key), config)
 
 
 def _preset(

@@ -9,10 +9,10 @@ one is `patch_merge_norm=False, patch_merge_scale=1.0`. The ViT around it is the
 `qkv_bias=False, patch_norm=True, norm_eps=1e-5`, and `project_out=False` where it has one head of the full width.
 """
 
-import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
@@ -22,12 +22,19 @@ from eqx_vit.layers import (
     MLP,
     Attention,
     Dropout,
+    Embedding,
     LayerNorm,
     Linear,
+    MakeEmbedding,
+    MakeNorm,
+    MakeTokenLayer,
+    Norm,
     PatchEmbedding,
     PreNormBlock,
     Stack,
+    TokenLayer,
     attend,
+    flatten_map,
     make_head,
     patchify,
     pool_tokens,
@@ -136,6 +143,47 @@ class PatchMerger(eqx.Module):
         return attend(self.queries[:, None], one_head, one_head, scale=self.scale)[:, 0]
 
 
+# Called as `merger(tokens)`.
+Merger: TypeAlias = Callable[[Float[Array, "tokens dim"]], Float[Array, "merged dim"]]
+
+
+def make_patch_embedding(config: PatchMergerViTConfig, *, key: PRNGKeyArray) -> PatchEmbedding | NormedPatchEmbedding:
+    """The linear map of each patch, with vit-pytorch's norms where the config asks for them."""
+    sizes = (pair(config.patch_size), config.channels, config.dim)
+    if config.patch_norm:
+        return NormedPatchEmbedding(*sizes, norm_eps=config.norm_eps, key=key)
+    return PatchEmbedding(*sizes, weight_init=truncated_normal(), bias_init=constant(0.0), key=key)
+
+
+def make_attention(config: PatchMergerViTConfig, *, key: PRNGKeyArray) -> Attention:
+    """Multi-head self-attention."""
+    return Attention(
+        config.dim,
+        config.heads,
+        head_dim=config.dim_head,
+        qkv_bias=config.qkv_bias,
+        project_out=config.project_out,
+        dropout=config.dropout,
+        key=key,
+    )
+
+
+def make_mlp(config: PatchMergerViTConfig, *, key: PRNGKeyArray) -> MLP:
+    """The perceptron of a block."""
+    return MLP(config.dim, config.mlp_dim, dropout=config.dropout, key=key)
+
+
+def make_merger(config: PatchMergerViTConfig, *, key: PRNGKeyArray) -> PatchMerger:
+    """The merger, with or without the norm and the scale that vit-pytorch adds."""
+    return PatchMerger(
+        config.dim,
+        config.patch_merge_num_tokens,
+        norm_eps=config.norm_eps if config.patch_merge_norm else None,
+        scale=config.patch_merge_scale,
+        key=key,
+    )
+
+
 class PatchMergerViT(StatelessImageModel[PatchMergerViTConfig]):
     """A ViT with one PatchMerger: one image to logits.
 
@@ -154,50 +202,66 @@ class PatchMergerViT(StatelessImageModel[PatchMergerViTConfig]):
     token. A block is attention and MLP, pre-norm, residual.
     """
 
-    patch_embedding: PatchEmbedding | NormedPatchEmbedding
+    patch_embedding: PatchEmbedding | NormedPatchEmbedding | Embedding
     position_embedding: Float[Array, "tokens dim"]
     embedding_dropout: Dropout
-    blocks: Stack[PreNormBlock[Attention]]
-    patch_merger: PatchMerger
-    merged_blocks: Stack[PreNormBlock[Attention]] | None  # None: the merger follows the last block
-    norm: LayerNorm
+    blocks: Stack[PreNormBlock[Attention | TokenLayer]]
+    patch_merger: PatchMerger | Merger
+    merged_blocks: Stack[PreNormBlock[Attention | TokenLayer]] | None  # None: the merger follows the last block
+    norm: Norm
     head: Linear | eqx.nn.Identity
 
-    def __init__(self, config: PatchMergerViTConfig, *, key: PRNGKeyArray) -> None:
+    def __init__(
+        self,
+        config: PatchMergerViTConfig,
+        *,
+        patch_embedding: MakeEmbedding = make_patch_embedding,
+        attention: MakeTokenLayer = make_attention,
+        mlp: MakeTokenLayer = make_mlp,
+        merger: Callable[..., Merger] = make_merger,
+        norm: MakeNorm = LayerNorm,
+        key: PRNGKeyArray,
+    ) -> None:
+        """**Arguments:** `patch_embedding`, `attention`, `mlp`, `merger`: make these parts, as
+        `attention(config, key=key)`, an attention and an MLP for each block; `norm`: makes each norm, as
+        `norm(dim, eps)`.
+        """
         patch_key, position_key, blocks_key, merger_key, merged_blocks_key, head_key = jax.random.split(key, 6)
-        dim, eps = config.dim, config.norm_eps
-        make_block = functools.partial(_make_block, config)
-        rest = config.depth - config.merge_layer
+        dim, rest = config.dim, config.depth - config.merge_layer
         self.config = config
-        self.patch_embedding = _make_patch_embedding(config, key=patch_key)
+        self.patch_embedding = patch_embedding(config, key=patch_key)
         self.position_embedding = truncated_normal()(position_key, (math.prod(config.grid), dim))
         self.embedding_dropout = Dropout(config.emb_dropout)
+
+        def make_block(*, key: PRNGKeyArray) -> PreNormBlock[Attention | TokenLayer]:
+            attention_key, mlp_key = jax.random.split(key)
+            layers = (attention(config, key=attention_key), mlp(config, key=mlp_key))
+            return PreNormBlock(*layers, dim, norm=norm, norm_eps=config.norm_eps)
+
         self.blocks = Stack.build(make_block, config.merge_layer, key=blocks_key)
-        self.patch_merger = PatchMerger(
-            dim,
-            config.patch_merge_num_tokens,
-            norm_eps=eps if config.patch_merge_norm else None,
-            scale=config.patch_merge_scale,
-            key=merger_key,
-        )
+        self.patch_merger = merger(config, key=merger_key)
         self.merged_blocks = Stack.build(make_block, rest, key=merged_blocks_key) if rest else None
-        self.norm = LayerNorm(dim, eps)
+        self.norm = norm(dim, config.norm_eps)
         self.head = make_head(dim, config.num_classes, key=head_key)
 
     def embed(
         self, image: Float[Array, "height width channels"], *, key: PRNGKeyArray | None
     ) -> Float[Array, "tokens dim"]:
         """Patches with their positions."""
-        patches = self.patch_embedding(image).reshape(-1, self.config.dim)
+        patches = flatten_map(self.patch_embedding(image), self.config.grid, self.config.dim)
         return self.embedding_dropout(patches + self.position_embedding, key=key)
 
     def encode(self, x: Float[Array, "tokens dim"], *, key: PRNGKeyArray | None) -> Float[Array, "merged dim"]:
         """The merged tokens after the final norm."""
         blocks_key, merged_blocks_key = split_or_none(key)
-        merged = self.patch_merger(self.blocks(x, key=blocks_key))
+        merged = self._merge(self.blocks(x, key=blocks_key))
         if self.merged_blocks is not None:
             merged = self.merged_blocks(merged, key=merged_blocks_key)
         return self.norm(merged)
+
+    def _merge(self, tokens: Float[Array, "tokens dim"]) -> Float[Array, "merged dim"]:
+        """The merged tokens: a merger of a user's own that changes their width is told so here."""
+        return self.patch_merger(tokens)
 
     def classify(self, features: Float[Array, "merged dim"]) -> Float[Array, " classes"]:
         """Logits, from the mean of the merged tokens."""
@@ -218,28 +282,6 @@ class PatchMergerViT(StatelessImageModel[PatchMergerViTConfig]):
         """The config for another image size, and the arrays that change: the table resampled as for a ViT."""
         config = replace(self.config, image_size=image_size)
         return config, {"position_embedding": resize_table(self.position_embedding, self.config.grid, config.grid)}
-
-
-def _make_patch_embedding(config: PatchMergerViTConfig, *, key: PRNGKeyArray) -> PatchEmbedding | NormedPatchEmbedding:
-    sizes = (pair(config.patch_size), config.channels, config.dim)
-    if config.patch_norm:
-        return NormedPatchEmbedding(*sizes, norm_eps=config.norm_eps, key=key)
-    return PatchEmbedding(*sizes, weight_init=truncated_normal(), bias_init=constant(0.0), key=key)
-
-
-def _make_block(config: PatchMergerViTConfig, *, key: PRNGKeyArray) -> PreNormBlock[Attention]:
-    attention_key, mlp_key = jax.random.split(key)
-    attention = Attention(
-        config.dim,
-        config.heads,
-        head_dim=config.dim_head,
-        qkv_bias=config.qkv_bias,
-        project_out=config.project_out,
-        dropout=config.dropout,
-        key=attention_key,
-    )
-    mlp = MLP(config.dim, config.mlp_dim, dropout=config.dropout, key=mlp_key)
-    return PreNormBlock(attention, mlp, config.dim, norm_eps=config.norm_eps)
 
 
 def _preset(dim: int, depth: int, heads: int, patch_size: int) -> PatchMergerViTConfig:

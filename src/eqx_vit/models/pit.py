@@ -24,11 +24,18 @@ from eqx_vit.layers import (
     Attention,
     Conv,
     Dropout,
+    Embedding,
     LayerNorm,
     Linear,
+    MakeEmbedding,
+    MakeNorm,
+    MakeTokenLayer,
+    Norm,
     PreNormBlock,
     Stack,
+    TokenLayer,
     drop_path_schedule,
+    flatten_map,
     make_head,
     resize_grid,
     split_or_none,
@@ -136,6 +143,32 @@ class PoolingLayer(eqx.Module):
         return jnp.concatenate([self.linear(tokens[:prefix]), patches.reshape(-1, patches.shape[-1])])
 
 
+def make_patch_embedding(config: PiTConfig, *, key: PRNGKeyArray) -> Conv:
+    """The linear map of each patch, where patches overlap."""
+    return Conv(config.channels, config.stages[0].dim, pair(config.patch_size), stride=config.strides, key=key)
+
+
+def make_attention(config: PiTConfig, sizes: StageSizes, *, key: PRNGKeyArray) -> Attention:
+    """Multi-head self-attention."""
+    return Attention(
+        sizes.dim,
+        sizes.heads,
+        head_dim=sizes.dim_head,
+        qkv_bias=config.qkv_bias,
+        dropout=config.dropout,
+        attention_dropout=config.attention_dropout,
+        qkv_init=None,
+        projection_init=None,
+        bias_init=None,
+        key=key,
+    )
+
+
+def make_mlp(config: PiTConfig, sizes: StageSizes, *, key: PRNGKeyArray) -> MLP:
+    """The perceptron of a block."""
+    return MLP(sizes.dim, sizes.mlp_dim, dropout=config.dropout, weight_init=None, bias_init=None, key=key)
+
+
 class PiT(StatelessImageModel[PiTConfig]):
     """Pooling-based Vision Transformer: one image to logits.
 
@@ -153,37 +186,60 @@ class PiT(StatelessImageModel[PiTConfig]):
     mean of two heads.
     """
 
-    patch_embedding: Conv
+    patch_embedding: Conv | Embedding
     class_token: Float[Array, "prefix dim"]  # with distillation two: class, distillation
     position_embedding: Float[Array, "rows columns dim"]
     embedding_dropout: Dropout
-    stages: tuple[Stack[PreNormBlock[Attention]], ...]
+    stages: tuple[Stack[PreNormBlock[Attention | TokenLayer]], ...]
     pools: tuple[PoolingLayer, ...]
-    norm: LayerNorm
+    norm: Norm
     head: Linear | eqx.nn.Identity
     head_dist: Linear | eqx.nn.Identity | None
 
-    def __init__(self, config: PiTConfig, *, key: PRNGKeyArray) -> None:
+    def __init__(
+        self,
+        config: PiTConfig,
+        *,
+        patch_embedding: MakeEmbedding = make_patch_embedding,
+        attention: MakeTokenLayer = make_attention,
+        mlp: MakeTokenLayer = make_mlp,
+        norm: MakeNorm = LayerNorm,
+        key: PRNGKeyArray,
+    ) -> None:
+        """**Arguments:** `patch_embedding`: makes this part, as `patch_embedding(config, key=key)`; `attention`, `mlp`:
+        make these, as `attention(config, sizes, key=key)`, one for each block of a stage of those `sizes`; `norm`:
+        makes each norm, as `norm(dim, eps)`.
+        """
         patch_key, token_key, position_key, stages_key, pools_key, head_key, head_dist_key = jax.random.split(key, 7)
         first, last = config.stages[0], config.stages[-1]
         stage_keys = jax.random.split(stages_key, len(config.stages))
         pool_keys = jax.random.split(pools_key, len(config.stages) - 1)
         self.config = config
-        self.patch_embedding = Conv(
-            config.channels, first.dim, pair(config.patch_size), stride=config.strides, key=patch_key
-        )
+        self.patch_embedding = patch_embedding(config, key=patch_key)
         self.class_token = truncated_normal()(token_key, (1 + config.distillation, first.dim))
         self.position_embedding = truncated_normal()(position_key, (*first.grid, first.dim))
         self.embedding_dropout = Dropout(config.emb_dropout)
+
+        def make_block(sizes: StageSizes, *, key: PRNGKeyArray) -> PreNormBlock[Attention | TokenLayer]:
+            attention_key, mlp_key = jax.random.split(key)
+            return PreNormBlock(
+                attention(config, sizes, key=attention_key),
+                mlp(config, sizes, key=mlp_key),
+                sizes.dim,
+                norm=norm,
+                norm_eps=config.norm_eps,
+                drop_path=config.drop_path,
+            )
+
         self.stages = tuple(
-            Stack.build(functools.partial(_make_block, config, sizes), sizes.depth, key=stage_key)
+            Stack.build(functools.partial(make_block, sizes), sizes.depth, key=stage_key)
             for sizes, stage_key in zip(config.stages, stage_keys, strict=True)
         )
         self.pools = tuple(
             PoolingLayer(before.dim, after.dim, key=pool_key)
             for (before, after), pool_key in zip(itertools.pairwise(config.stages), pool_keys, strict=True)
         )
-        self.norm = LayerNorm(last.dim, config.norm_eps)
+        self.norm = norm(last.dim, config.norm_eps)
         make = functools.partial(make_head, last.dim, config.num_classes, weight_init=None, bias_init=None)
         self.head = make(key=head_key)
         self.head_dist = make(key=head_dist_key) if config.distillation else None
@@ -192,8 +248,10 @@ class PiT(StatelessImageModel[PiTConfig]):
         self, image: Float[Array, "height width channels"], *, key: PRNGKeyArray | None
     ) -> Float[Array, "tokens dim"]:
         """Prefix tokens, which have no position, and patches."""
-        patches = self.embedding_dropout(self.patch_embedding(image) + self.position_embedding, key=key)
-        return jnp.concatenate([self.class_token, patches.reshape(-1, patches.shape[-1])])
+        first = self.config.stages[0]
+        patches = flatten_map(self.patch_embedding(image), first.grid, first.dim)
+        patches = self.embedding_dropout(patches + self.position_embedding.reshape(patches.shape), key=key)
+        return jnp.concatenate([self.class_token, patches])
 
     def encode(self, x: Float[Array, "tokens dim"], *, key: PRNGKeyArray | None) -> Float[Array, "new_tokens new_dim"]:
         """All tokens of the last stage, class token first, after the final norm."""
@@ -250,24 +308,6 @@ class PiT(StatelessImageModel[PiTConfig]):
         """The config for another image size, and the arrays that change: the position map, resampled."""
         config = replace(self.config, image_size=image_size)
         return config, {"position_embedding": resize_grid(self.position_embedding, config.stages[0].grid)}
-
-
-def _make_block(config: PiTConfig, sizes: StageSizes, *, key: PRNGKeyArray) -> PreNormBlock[Attention]:
-    attention_key, mlp_key = jax.random.split(key)
-    attention = Attention(
-        sizes.dim,
-        sizes.heads,
-        head_dim=sizes.dim_head,
-        qkv_bias=config.qkv_bias,
-        dropout=config.dropout,
-        attention_dropout=config.attention_dropout,
-        qkv_init=None,
-        projection_init=None,
-        bias_init=None,
-        key=attention_key,
-    )
-    mlp = MLP(sizes.dim, sizes.mlp_dim, dropout=config.dropout, weight_init=None, bias_init=None, key=mlp_key)
-    return PreNormBlock(attention, mlp, sizes.dim, norm_eps=config.norm_eps, drop_path=config.drop_path)
 
 
 def _preset(dim: int, depth: tuple[int, ...], heads: tuple[int, ...], patch_size: int = 16) -> PiTConfig:

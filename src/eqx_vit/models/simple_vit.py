@@ -7,7 +7,6 @@ Axes: tokens = rows * columns, and first a class token with pool="cls"; dim = wi
 model takes images of any multiple of the patch size. No departure from the official code (google-research/big_vision).
 """
 
-import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,13 +21,20 @@ from eqx_vit.layers import (
     MLP,
     Attention,
     Dropout,
+    Embedding,
     LayerNorm,
     Linear,
+    MakeEmbedding,
+    MakeNorm,
+    MakeTokenLayer,
+    Norm,
     OutputProjection,
     PatchEmbedding,
     PreNormBlock,
     Stack,
+    TokenLayer,
     attend,
+    flatten_map,
     gelu_tanh,
     make_head,
     merge_heads,
@@ -87,6 +93,47 @@ class SimpleViTConfig(PatchGridConfig["SimpleViT"]):
         return self.mlp_dim or 4 * self.dim
 
 
+def make_patch_embedding(config: SimpleViTConfig, *, key: PRNGKeyArray) -> PatchEmbedding:
+    """The linear map of each patch."""
+    patch_size = pair(config.patch_size)
+    return PatchEmbedding(
+        patch_size,
+        config.channels,
+        config.dim,
+        weight_init=lecun_normal(math.prod(patch_size) * config.channels),
+        bias_init=constant(0.0),
+        key=key,
+    )
+
+
+def make_attention(config: SimpleViTConfig, *, key: PRNGKeyArray) -> Attention:
+    """Multi-head self-attention."""
+    return Attention(
+        config.dim,
+        config.heads,
+        head_dim=config.dim_head,
+        dropout=config.dropout,
+        attention_dropout=0.0,
+        # The official code has q, k and v apart: the fans are those of one of them.
+        qkv_init=xavier_uniform(config.dim, config.inner),
+        projection_init=xavier_uniform(config.inner, config.dim),
+        key=key,
+    )
+
+
+def make_mlp(config: SimpleViTConfig, *, key: PRNGKeyArray) -> MLP:
+    """The perceptron of a block."""
+    return MLP(
+        config.dim,
+        config.hidden,
+        activation=gelu_tanh,
+        dropout=config.dropout,
+        weight_init=xavier_uniform(config.dim, config.hidden),
+        bias_init=normal(1e-6),
+        key=key,
+    )
+
+
 class SimpleViT(StatelessImageModel[SimpleViTConfig]):
     """SimpleViT: one image to logits.
 
@@ -104,36 +151,47 @@ class SimpleViT(StatelessImageModel[SimpleViTConfig]):
     checkpoints) follows a tanh layer.
     """
 
-    patch_embedding: PatchEmbedding
+    patch_embedding: PatchEmbedding | Embedding
     class_token: Float[Array, "1 dim"] | None
     position_embedding: Float[Array, "positions dim"] | None
     embedding_dropout: Dropout
-    blocks: Stack[PreNormBlock[Attention]]
-    norm: LayerNorm
+    blocks: Stack[PreNormBlock[Attention | TokenLayer]]
+    norm: Norm
     attention_pool: "AttentionPool | None"
     pre_logits: Linear | None
     head: Linear | eqx.nn.Identity
 
-    def __init__(self, config: SimpleViTConfig, *, key: PRNGKeyArray) -> None:
+    def __init__(
+        self,
+        config: SimpleViTConfig,
+        *,
+        patch_embedding: MakeEmbedding = make_patch_embedding,
+        attention: MakeTokenLayer = make_attention,
+        mlp: MakeTokenLayer = make_mlp,
+        norm: MakeNorm = LayerNorm,
+        key: PRNGKeyArray,
+    ) -> None:
+        """**Arguments:** `patch_embedding`, `attention`, `mlp`: make these parts, as `attention(config, key=key)`, an
+        attention and an MLP for each block; `norm`: makes each norm, as `norm(dim, eps)`.
+        """
         patch_key, position_key, blocks_key, pool_key, pre_logits_key, head_key = jax.random.split(key, 6)
-        dim, patch_size, width = config.dim, pair(config.patch_size), config.representation_size
+        dim, width = config.dim, config.representation_size
         self.config = config
-        self.patch_embedding = PatchEmbedding(
-            patch_size,
-            config.channels,
-            dim,
-            weight_init=lecun_normal(math.prod(patch_size) * config.channels),
-            bias_init=constant(0.0),
-            key=patch_key,
-        )
+        self.patch_embedding = patch_embedding(config, key=patch_key)
         self.class_token = jnp.zeros((1, dim)) if config.pool == "cls" else None
         table = normal(1 / math.sqrt(dim))
         positions = (math.prod(config.grid), dim)
         self.position_embedding = table(position_key, positions) if config.learned_positions else None
         self.embedding_dropout = Dropout(config.dropout)
-        self.blocks = Stack.build(functools.partial(_make_block, config), config.depth, key=blocks_key)
-        self.norm = LayerNorm(dim, NORM_EPS)
-        self.attention_pool = AttentionPool(config, key=pool_key) if config.pool == "map" else None
+
+        def make_block(*, key: PRNGKeyArray) -> PreNormBlock[Attention | TokenLayer]:
+            attention_key, mlp_key = jax.random.split(key)
+            layers = (attention(config, key=attention_key), mlp(config, key=mlp_key))
+            return PreNormBlock(*layers, dim, norm=norm, norm_eps=NORM_EPS)
+
+        self.blocks = Stack.build(make_block, config.depth, key=blocks_key)
+        self.norm = norm(dim, NORM_EPS)
+        self.attention_pool = AttentionPool(config, norm, key=pool_key) if config.pool == "map" else None
         init = lecun_normal(dim)
         self.pre_logits = None if width is None else Linear(dim, width, weight_init=init, key=pre_logits_key)
         # Zero, as the official code starts.
@@ -143,12 +201,14 @@ class SimpleViT(StatelessImageModel[SimpleViTConfig]):
         self, image: Float[Array, "height width channels"], *, key: PRNGKeyArray | None
     ) -> Float[Array, "tokens dim"]:
         """The patches with their positions, after the class token of pool="cls", which has none."""
-        patches = self.patch_embedding(image)
+        # Not the config's: with the fixed table the image may have another size.
+        grid = replace(self.config, image_size=image.shape[:2]).grid
+        tokens = flatten_map(self.patch_embedding(image), grid, self.config.dim)
         if self.position_embedding is None:
-            positions = sincos_2d(*patches.shape).astype(patches.dtype)
+            positions = sincos_2d(*grid, self.config.dim).astype(tokens.dtype).reshape(tokens.shape)
         else:
-            positions = self.position_embedding.reshape(patches.shape)
-        tokens = (patches + positions).reshape(-1, self.config.dim)
+            positions = self.position_embedding
+        tokens = tokens + positions
         if self.class_token is not None:
             tokens = jnp.concatenate([self.class_token, tokens])
         return self.embedding_dropout(tokens, key=key)
@@ -203,11 +263,11 @@ class AttentionPool(eqx.Module):
     query: Linear
     key_value: Linear  # rows: k of all heads, v of all heads
     projection: OutputProjection
-    norm: LayerNorm
+    norm: Norm
     mlp: MLP
     heads: int = eqx.field(static=True)
 
-    def __init__(self, config: SimpleViTConfig, *, key: PRNGKeyArray) -> None:
+    def __init__(self, config: SimpleViTConfig, norm: MakeNorm, *, key: PRNGKeyArray) -> None:
         probe_key, query_key, key_value_key, projection_key, mlp_key = jax.random.split(key, 5)
         dim, inner = config.dim, config.inner
         init = xavier_uniform(dim, inner)
@@ -215,8 +275,8 @@ class AttentionPool(eqx.Module):
         self.query = Linear(dim, inner, weight_init=init, key=query_key)
         self.key_value = Linear(dim, 2 * inner, weight_init=init, key=key_value_key)
         self.projection = OutputProjection(inner, dim, weight_init=init, key=projection_key)
-        self.norm = LayerNorm(dim, NORM_EPS)
-        self.mlp = _make_mlp(config, dropout=0.0, key=mlp_key)
+        self.norm = norm(dim, NORM_EPS)
+        self.mlp = make_mlp(replace(config, dropout=0.0), key=mlp_key)
         self.heads = config.heads
 
     def __call__(self, tokens: Float[Array, "tokens dim"]) -> Float[Array, " dim"]:
@@ -224,35 +284,6 @@ class AttentionPool(eqx.Module):
         keys, value = split_heads(self.key_value(tokens), 2, self.heads)
         pooled = self.projection(merge_heads(attend(query, keys, value)))
         return (pooled + self.mlp(self.norm(pooled)))[0]
-
-
-def _make_block(config: SimpleViTConfig, *, key: PRNGKeyArray) -> PreNormBlock[Attention]:
-    attention_key, mlp_key = jax.random.split(key)
-    attention = Attention(
-        config.dim,
-        config.heads,
-        head_dim=config.dim_head,
-        dropout=config.dropout,
-        attention_dropout=0.0,
-        # The official code has q, k and v apart: the fans are those of one of them.
-        qkv_init=xavier_uniform(config.dim, config.inner),
-        projection_init=xavier_uniform(config.inner, config.dim),
-        key=attention_key,
-    )
-    mlp = _make_mlp(config, dropout=config.dropout, key=mlp_key)
-    return PreNormBlock(attention, mlp, config.dim, norm_eps=NORM_EPS)
-
-
-def _make_mlp(config: SimpleViTConfig, *, dropout: float, key: PRNGKeyArray) -> MLP:
-    return MLP(
-        config.dim,
-        config.hidden,
-        activation=gelu_tanh,
-        dropout=dropout,
-        weight_init=xavier_uniform(config.dim, config.hidden),
-        bias_init=normal(1e-6),
-        key=key,
-    )
 
 
 def _preset(dim: int, depth: int, heads: int, patch_size: int) -> SimpleViTConfig:

@@ -26,9 +26,13 @@ from eqx_vit.layers import (
     Dropout,
     LayerNorm,
     Linear,
+    MakeNorm,
+    MakeTokenLayer,
+    Norm,
     OutputProjection,
     PreNormBlock,
     Stack,
+    TokenLayer,
     attend,
     drop_path_schedule,
     make_head,
@@ -125,20 +129,20 @@ class T2TViTConfig(FixedSizeConfig["T2TViT"]):
 class TokenTransformer(eqx.Module):
     """A token layer by attention with one head: the skip comes from the values, since the width changes."""
 
-    norm1: LayerNorm
+    norm1: Norm
     qkv: Linear
     projection: OutputProjection
-    norm2: LayerNorm
+    norm2: Norm
     mlp: MLP
     scale: float = eqx.field(static=True)
 
-    def __init__(self, config: T2TViTConfig, pixels: int, *, key: PRNGKeyArray) -> None:
+    def __init__(self, config: T2TViTConfig, pixels: int, norm: MakeNorm, *, key: PRNGKeyArray) -> None:
         qkv_key, projection_key, mlp_key = jax.random.split(key, 3)
         dim = config.token_dim
-        self.norm1 = LayerNorm(pixels, config.norm_eps)
+        self.norm1 = norm(pixels, config.norm_eps)
         self.qkv = Linear(pixels, 3 * dim, use_bias=False, key=qkv_key)
         self.projection = OutputProjection(dim, dim, key=projection_key)
-        self.norm2 = LayerNorm(dim, config.norm_eps)
+        self.norm2 = norm(dim, config.norm_eps)
         self.mlp = MLP(dim, dim, key=mlp_key)
         self.scale = pixels**-0.5  # by the width before the projection, as the official code has it
 
@@ -158,23 +162,23 @@ class TokenPerformer(eqx.Module):
     exp(q.k) is the expectation over w of exp(w.q - |q|^2 / 2) * exp(w.k - |k|^2 / 2); `features` holds the w.
     """
 
-    norm1: LayerNorm
+    norm1: Norm
     qkv: Linear
     features: Buffer  # (features, dim)
     projection: OutputProjection
-    norm2: LayerNorm
+    norm2: Norm
     mlp: MLP
     mlp_dropout: Dropout
 
-    def __init__(self, config: T2TViTConfig, pixels: int, *, key: PRNGKeyArray) -> None:
+    def __init__(self, config: T2TViTConfig, pixels: int, norm: MakeNorm, *, key: PRNGKeyArray) -> None:
         qkv_key, features_key, projection_key, mlp_key = jax.random.split(key, 4)
         dim, features = config.token_dim, config.num_random_features
-        self.norm1 = LayerNorm(pixels, config.norm_eps)
+        self.norm1 = norm(pixels, config.norm_eps)
         self.qkv = Linear(pixels, 3 * dim, key=qkv_key)
         orthogonal = jax.nn.initializers.orthogonal(scale=math.sqrt(features))
         self.features = Buffer(orthogonal(features_key, (features, dim)))
         self.projection = OutputProjection(dim, dim, dropout=config.token_dropout, key=projection_key)
-        self.norm2 = LayerNorm(dim, config.norm_eps)
+        self.norm2 = norm(dim, config.norm_eps)
         self.mlp = MLP(dim, dim, key=mlp_key)
         self.mlp_dropout = Dropout(config.token_dropout)
 
@@ -193,6 +197,25 @@ class TokenPerformer(eqx.Module):
         wide = upcast(x)
         half_square = jnp.sum(jnp.square(wide), axis=1, keepdims=True) / 2
         return jnp.exp(wide @ matrix.astype(wide.dtype).T - half_square) / math.sqrt(matrix.shape[0])
+
+
+def make_attention(config: T2TViTConfig, *, key: PRNGKeyArray) -> Attention:
+    """Multi-head self-attention."""
+    return Attention(
+        config.dim,
+        config.heads,
+        head_dim=config.dim_head,
+        qkv_bias=config.qkv_bias,
+        scale=config.attention_scale,
+        dropout=config.dropout,
+        attention_dropout=config.attention_dropout,
+        key=key,
+    )
+
+
+def make_mlp(config: T2TViTConfig, *, key: PRNGKeyArray) -> MLP:
+    """The perceptron of a block."""
+    return MLP(config.dim, config.mlp_dim, dropout=config.dropout, key=key)
 
 
 class T2TViT(StatelessImageModel[T2TViTConfig]):
@@ -222,25 +245,48 @@ class T2TViT(StatelessImageModel[T2TViTConfig]):
     class_token: Float[Array, "1 dim"]
     position_embedding: Buffer  # (tokens, dim)
     embedding_dropout: Dropout
-    blocks: Stack[PreNormBlock[Attention]]
-    norm: LayerNorm
+    blocks: Stack[PreNormBlock[Attention | TokenLayer]]
+    norm: Norm
     head: Linear | eqx.nn.Identity
 
-    def __init__(self, config: T2TViTConfig, *, key: PRNGKeyArray) -> None:
+    def __init__(
+        self,
+        config: T2TViTConfig,
+        *,
+        attention: MakeTokenLayer = make_attention,
+        mlp: MakeTokenLayer = make_mlp,
+        norm: MakeNorm = LayerNorm,
+        key: PRNGKeyArray,
+    ) -> None:
+        """**Arguments:** `attention`, `mlp`: make these parts, as `attention(config, key=key)`, one for each block of
+        the backbone; `norm`: makes each norm, of the token layers too, as `norm(dim, eps)`.
+        """
         layers_key, projection_key, token_key, blocks_key, head_key = jax.random.split(key, 5)
         make = TokenPerformer if config.tokens_type == "performer" else TokenTransformer
         *layer_widths, last_width = config.split_widths
         layer_keys = jax.random.split(layers_key, len(layer_widths))
         self.config = config
         self.token_layers = tuple(
-            make(config, width, key=layer_key) for width, layer_key in zip(layer_widths, layer_keys, strict=True)
+            make(config, width, norm, key=layer_key) for width, layer_key in zip(layer_widths, layer_keys, strict=True)
         )
         self.projection = Linear(last_width, config.dim, key=projection_key)
         self.class_token = truncated_normal()(token_key, (1, config.dim))
         self.position_embedding = Buffer(jnp.asarray(sinusoid(1 + math.prod(config.grid), config.dim), dtype=float))
         self.embedding_dropout = Dropout(config.emb_dropout)
-        self.blocks = Stack.build(functools.partial(_make_block, config), config.depth, key=blocks_key)
-        self.norm = LayerNorm(config.dim, config.norm_eps)
+
+        def make_block(*, key: PRNGKeyArray) -> PreNormBlock[Attention | TokenLayer]:
+            attention_key, mlp_key = jax.random.split(key)
+            return PreNormBlock(
+                attention(config, key=attention_key),
+                mlp(config, key=mlp_key),
+                config.dim,
+                norm=norm,
+                norm_eps=config.norm_eps,
+                drop_path=config.drop_path,
+            )
+
+        self.blocks = Stack.build(make_block, config.depth, key=blocks_key)
+        self.norm = norm(config.dim, config.norm_eps)
         self.head = make_head(config.dim, config.num_classes, key=head_key)
 
     def embed(
@@ -285,22 +331,6 @@ class T2TViT(StatelessImageModel[T2TViTConfig]):
         config = replace(self.config, image_size=image_size)
         table = resize_table(self.position_embedding.array, self.config.grid, config.grid, antialias=False)
         return config, {"position_embedding.array": table}
-
-
-def _make_block(config: T2TViTConfig, *, key: PRNGKeyArray) -> PreNormBlock[Attention]:
-    attention_key, mlp_key = jax.random.split(key)
-    attention = Attention(
-        config.dim,
-        config.heads,
-        head_dim=config.dim_head,
-        qkv_bias=config.qkv_bias,
-        scale=config.attention_scale,
-        dropout=config.dropout,
-        attention_dropout=config.attention_dropout,
-        key=attention_key,
-    )
-    mlp = MLP(config.dim, config.mlp_dim, dropout=config.dropout, key=mlp_key)
-    return PreNormBlock(attention, mlp, config.dim, norm_eps=config.norm_eps, drop_path=config.drop_path)
 
 
 def linear_attention(

@@ -9,7 +9,6 @@ parts off. No departure from the official code (aanna0701/SPT_LSA_ViT); it has n
 the norm, and no rule for other image sizes: `resize_spec` follows ViT's.
 """
 
-import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,13 +22,20 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from eqx_vit.layers import (
     MLP,
     Dropout,
+    Embedding,
     LayerNorm,
     Linear,
+    MakeEmbedding,
+    MakeNorm,
+    MakeTokenLayer,
+    Norm,
     OutputProjection,
     PatchEmbedding,
     PreNormBlock,
     Stack,
+    TokenLayer,
     attend,
+    flatten_map,
     make_head,
     merge_heads,
     patchify,
@@ -188,6 +194,33 @@ class LSA(eqx.Module):
         return self.projection(merge_heads(attended), key=key)
 
 
+def make_patch_embedding(config: SmallDatasetViTConfig, *, key: PRNGKeyArray) -> SPT | PatchEmbedding:
+    """Shifted patch tokenisation, or the linear map of each patch."""
+    dim, patch_size, channels = config.dim, pair(config.patch_size), config.channels
+    if config.shifted_patches:
+        return SPT(dim, patch_size, channels=channels, key=key)
+    init = xavier_normal(channels * math.prod(patch_size), dim)
+    return PatchEmbedding(patch_size, channels, dim, weight_init=init, bias_init=constant(0.0), key=key)
+
+
+def make_attention(config: SmallDatasetViTConfig, *, key: PRNGKeyArray) -> LSA:
+    """Locality self-attention, or ordinary."""
+    return LSA(
+        config.dim,
+        config.heads,
+        head_dim=config.dim_head,
+        local=config.locality_attention,
+        dropout=config.dropout,
+        key=key,
+    )
+
+
+def make_mlp(config: SmallDatasetViTConfig, *, key: PRNGKeyArray) -> MLP:
+    """The perceptron of a block."""
+    init = xavier_normal(config.dim, config.mlp_dim)
+    return MLP(config.dim, config.mlp_dim, dropout=config.dropout, weight_init=init, key=key)
+
+
 class SmallDatasetViT(StatelessImageModel[SmallDatasetViTConfig]):
     """ViT for small datasets: one image to logits.
 
@@ -205,42 +238,49 @@ class SmallDatasetViT(StatelessImageModel[SmallDatasetViTConfig]):
     and MLP, pre-norm, residual. The pool is the class token, or the mean of the patches, which the norm then follows.
     """
 
-    patch_embedding: SPT | PatchEmbedding
+    patch_embedding: SPT | PatchEmbedding | Embedding
     class_token: Float[Array, "1 dim"]
     position_embedding: Float[Array, "positions dim"]
     embedding_dropout: Dropout
-    blocks: Stack[PreNormBlock[LSA]]
-    norm: LayerNorm
+    blocks: Stack[PreNormBlock[LSA | TokenLayer]]
+    norm: Norm
     head: Linear | eqx.nn.Identity
 
-    def __init__(self, config: SmallDatasetViTConfig, *, key: PRNGKeyArray) -> None:
+    def __init__(
+        self,
+        config: SmallDatasetViTConfig,
+        *,
+        patch_embedding: MakeEmbedding = make_patch_embedding,
+        attention: MakeTokenLayer = make_attention,
+        mlp: MakeTokenLayer = make_mlp,
+        norm: MakeNorm = LayerNorm,
+        key: PRNGKeyArray,
+    ) -> None:
+        """**Arguments:** `patch_embedding`, `attention`, `mlp`: make these parts, as `attention(config, key=key)`, an
+        attention and an MLP for each block; `norm`: makes each norm, as `norm(dim, eps)`.
+        """
         patch_key, token_key, position_key, blocks_key, head_key = jax.random.split(key, 5)
-        dim, patch_size, channels = config.dim, pair(config.patch_size), config.channels
+        dim, classes = config.dim, config.num_classes
         self.config = config
-        if config.shifted_patches:
-            self.patch_embedding = SPT(dim, patch_size, channels=channels, key=patch_key)
-        else:
-            self.patch_embedding = PatchEmbedding(
-                patch_size,
-                channels,
-                dim,
-                weight_init=xavier_normal(channels * math.prod(patch_size), dim),
-                bias_init=constant(0.0),
-                key=patch_key,
-            )
+        self.patch_embedding = patch_embedding(config, key=patch_key)
         self.class_token = normal(1.0)(token_key, (1, dim))
         self.position_embedding = normal(1.0)(position_key, (1 + math.prod(config.grid), dim))
         self.embedding_dropout = Dropout(config.emb_dropout)
-        self.blocks = Stack.build(functools.partial(_make_block, config), config.depth, key=blocks_key)
-        self.norm = LayerNorm(dim, NORM_EPS)
-        classes = config.num_classes
+
+        def make_block(*, key: PRNGKeyArray) -> PreNormBlock[LSA | TokenLayer]:
+            attention_key, mlp_key = jax.random.split(key)
+            layers = (attention(config, key=attention_key), mlp(config, key=mlp_key))
+            return PreNormBlock(*layers, dim, norm=norm, norm_eps=NORM_EPS, drop_path=config.drop_path)
+
+        self.blocks = Stack.build(make_block, config.depth, key=blocks_key)
+        self.norm = norm(dim, NORM_EPS)
         self.head = make_head(dim, classes, weight_init=xavier_normal(dim, classes), key=head_key)
 
     def embed(
         self, image: Float[Array, "height width channels"], *, key: PRNGKeyArray | None
     ) -> Float[Array, "tokens dim"]:
         """The class token and the patches, with their positions."""
-        patches = self.patch_embedding(image).reshape(-1, self.config.dim)
+        patches = flatten_map(self.patch_embedding(image), self.config.grid, self.config.dim)
         tokens = jnp.concatenate([self.class_token, patches]) + self.position_embedding
         return self.embedding_dropout(tokens, key=key)
 
@@ -279,14 +319,6 @@ class SmallDatasetViT(StatelessImageModel[SmallDatasetViTConfig]):
         """The config for another image size, and the arrays that change: the table, resampled as for ViT."""
         config = replace(self.config, image_size=image_size)
         return config, {"position_embedding": resize_table(self.position_embedding, self.config.grid, config.grid)}
-
-
-def _make_block(config: SmallDatasetViTConfig, *, key: PRNGKeyArray) -> PreNormBlock[LSA]:
-    attention_key, mlp_key = jax.random.split(key)
-    dim, mlp_dim, local = config.dim, config.mlp_dim, config.locality_attention
-    attention = LSA(dim, config.heads, head_dim=config.dim_head, local=local, dropout=config.dropout, key=attention_key)
-    mlp = MLP(dim, mlp_dim, dropout=config.dropout, weight_init=xavier_normal(dim, mlp_dim), key=mlp_key)
-    return PreNormBlock(attention, mlp, dim, norm_eps=NORM_EPS, drop_path=config.drop_path)
 
 
 def _preset(image_size: int, patch_size: int, classes: int, *, spt: bool, lsa: bool) -> SmallDatasetViTConfig:

@@ -1,4 +1,4 @@
-"""The helpers of our own test suite that a user's variant can use too: shapes without compilation."""
+"""The shapes of features and logits, without compilation."""
 
 from typing import TypeAlias
 
@@ -9,7 +9,6 @@ from equinox.nn import State
 from jaxtyping import Array, PyTree
 
 from eqx_vit.arguments import check_arguments
-from eqx_vit.inputs import image_size_of as image_size_of
 from eqx_vit.registry import AnyConfig, AnyModel
 
 Shape: TypeAlias = tuple[int, ...]
@@ -25,13 +24,18 @@ def shapes(model_class: type[AnyModel], config: AnyConfig, image_size: tuple[int
 
     **Raises:** whatever building or calling the model raises.
     """
+    model, state = eqx.filter_eval_shape(eqx.nn.make_with_state(model_class), config, key=jax.random.key(0))
+    return shapes_of(model, state, image_size)
+
+
+def shapes_of(model: AnyModel, state: State, image_size: tuple[int, int]) -> tuple[Shapes, Shape]:
+    """`shapes` of a model that exists, with arrays or with shapes in place of them."""
 
     def call(model: AnyModel, image: Array, state: State) -> tuple[PyTree, Array]:
         model = eqx.nn.inference_mode(model)
         return model.features(image, state)[0], model(image, state)[0]
 
-    image = jax.ShapeDtypeStruct((*image_size, config.channels), jnp.float32)
-    model, state = eqx.filter_eval_shape(eqx.nn.make_with_state(model_class), config, key=jax.random.key(0))
+    image = jax.ShapeDtypeStruct((*image_size, model.config.channels), jnp.float32)
     features, logits = eqx.filter_eval_shape(call, model, image, state)
     return _shape_of(features), logits.shape
 
