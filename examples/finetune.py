@@ -16,7 +16,6 @@ from pathlib import Path
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from PIL import Image
@@ -25,7 +24,7 @@ from sklearn.datasets import load_digits
 import eqx_vit
 from eqx_vit import weights
 
-MODEL = "vit_tiny_patch16_224"  # or another of timm's ViT, DeiT and DeiT III, whose blocks are one stack
+MODEL = "vit_tiny_patch16_224"  # or another of timm's ViT, DeiT and DeiT III
 
 
 def pictures(folder, rule):
@@ -41,15 +40,9 @@ def digits(first, last, rule):
     return np.stack(images), labels[chosen] - first, [str(digit) for digit in range(first, last + 1)]
 
 
-def rate(decay, depth, path, leaf):  # what the update of a parameter is multiplied by
-    if path[0].name == "blocks":  # stacked: the first axis is the depth
-        return (decay ** (depth - jnp.arange(depth))).reshape(-1, *[1] * (leaf.ndim - 1))
-    return 1.0 if path[0].name in ("norm", "head") else decay ** (depth + 1)
-
-
 def fit(model, state, images, labels, epochs, decay):
-    scales = jax.tree.map_with_path(partial(rate, decay, model.config.depth), eqx_vit.trainable(model))
-    optimiser = optax.adamw(1e-3, weight_decay=0.05, mask=eqx_vit.decay_mask)
+    adamw = optax.adamw(1e-3, weight_decay=0.05, mask=eqx_vit.decay_mask)
+    optimiser = optax.chain(adamw, eqx_vit.scale_by_layer(decay))
 
     def loss(model, state, images, labels, key):
         logits, state = eqx_vit.forward(model, state, images, key)
@@ -64,7 +57,7 @@ def fit(model, state, images, labels, epochs, decay):
         gradients, state = eqx.filter_grad(loss, has_aux=True)(model, state, images, labels, key)
         gradients, parameters = eqx_vit.trainable(gradients), eqx_vit.trainable(model)
         updates, optimiser_state = optimiser.update(gradients, optimiser_state, parameters)
-        model = eqx.apply_updates(model, jax.tree.map(jnp.multiply, updates, scales))
+        model = eqx.apply_updates(model, updates)
         return eqx.filter((model, state, optimiser_state), eqx.is_array)
 
     test, train = np.split(np.random.default_rng(0).permutation(len(images)), [len(images) // 5])

@@ -21,8 +21,8 @@ from eqx_vit.testing import COMPILED, TRACED, image_size_of, randomise, shapes
 
 # The rows of the shape tables whose numbers are tested: those of `features`, one a branch, and of the logits.
 STATED = re.compile("(norm|features)(, .*)?|head")
-# Which models a contract is checked on by default. Of all of them `test_shapes.py` draws sizes, `test_golden.py` computes
-# in bfloat16 and `test_inspection.py` looks inside: what a contract says of these is left to the slow session.
+# Which models a contract is checked on by default. Of all of them `test_shapes.py` draws sizes, `test_golden.py` runs
+# bfloat16 and `test_inspection.py` looks inside: what a contract says of these is left to the slow session.
 BY_DEFAULT: dict[Any, tuple[str, ...]] = {
     **dict.fromkeys(TRACED, tuple(TINY)),
     **dict.fromkeys(COMPILED, ONE_OF_EACH_KIND),

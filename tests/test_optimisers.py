@@ -16,9 +16,16 @@ from jaxtyping import Array, PyTree
 from tiny import TINY
 
 import eqx_vit
-from eqx_vit import decay_mask, trainable
+from eqx_vit import (
+    decay_mask,
+    layer_labels,
+    layer_numbers,
+    muon_dimension_numbers,
+    per_layer,
+    scale_by_layer,
+    trainable,
+)
 from eqx_vit.layers import Stack
-from eqx_vit.optimisers import layer_labels, layer_numbers, muon_dimension_numbers, per_layer, scale_by_layer
 from eqx_vit.paths import named_leaves, path_name
 from eqx_vit.registry import AnyModel
 
@@ -117,7 +124,9 @@ def separate(tree: PyTree) -> PyTree:
     )
 
 
-KEPT = r"class_token|blocks.*qkv|stages.*qkv.*weight|mergings.*convs.0.weight|downsamples.*query.*weight|head\..*weight"
+KEPT = (
+    r"class_token|blocks.*qkv|stages.0.*qkv.*weight|mergings.*convs.0.weight|downsamples.*query.*weight|head\..*weight"
+)
 
 
 @functools.cache
@@ -376,7 +385,7 @@ def test_all_of_it_under_jit_for_a_model_with_batch_norm() -> None:
     """Under multi_transform, with frozen parts, in a chain; nothing is embedding."""
     model, *_ = random_trees("levit")
     transforms: dict[str, Any] = {name: per_layer(optax.lamb(0.1)) for name in ("embedding", "blocks", "head")}
-    labels = functools.partial(layer_labels, frozen=["stages.0"])
+    labels = functools.partial(layer_labels, frozen=["downsamples"])
     optimiser = optax.chain(
         optax.multi_transform({**transforms, "frozen": optax.set_to_zero()}, labels), scale_by_layer(0.75)
     )
@@ -390,17 +399,21 @@ def test_all_of_it_under_jit_for_a_model_with_batch_norm() -> None:
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         after = named(trainable(step(model)))
     moved = {name for name, leaf in named(trainable(model)).items() if (leaf != after[name]).any()}
-    assert moved == {name for name in after if not name.startswith("stages.0")}
-    assert {name.split(".")[0] for name in moved} == {"stages", "downsamples", "head"}
+    assert moved == {name for name in after if not name.startswith("downsamples")}
+    assert {name.split(".")[0] for name in set(after) - moved} == {"downsamples"}
 
 
-def test_the_snippets_of_the_docs_run() -> None:
+def test_the_snippets_of_the_docs_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On shapes alone, which `create` would fill with numbers: optax asks for no more until it computes."""
+    monkeypatch.setattr(eqx_vit, "create", lambda name, *, key, **changes: eqx_vit.create_abstract(name, **changes))
     blocks = re.findall(r"```python\n(.*?)```", DOCS, flags=re.DOTALL)
     assert len(blocks) >= 5
     names: dict[str, Any] = {}
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         for block in blocks:
             exec(block, names)
-            zeros = jax.tree.map(jnp.zeros_like, trainable(names["model"]))
-            state = jax.eval_shape(names["optimiser"].init, zeros)
-            jax.eval_shape(names["optimiser"].update, zeros, state, zeros)
+            optimiser, parameters = names["optimiser"], trainable(names["model"])
+            updates, _ = jax.eval_shape(
+                optimiser.update, parameters, jax.eval_shape(optimiser.init, parameters), parameters
+            )
+            assert updates == parameters

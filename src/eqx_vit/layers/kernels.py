@@ -104,7 +104,8 @@ def map_rows(
         chunks = (split_into_chunks(x.reshape(-1, x.shape[-1]), 0, count), stack_or_none(key, count))
         return _join(_loop(function, chunks), length).reshape(x.shape)
 
-    return choose_by_backend(x, key, cpu=loop, default=function)
+    # A lambda: JAX hashes what it is given, and a method of a module that holds arrays has no hash.
+    return choose_by_backend(x, key, cpu=loop, default=lambda x, key: function(x, key))
 
 
 def map_windows(
