@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,10 @@ ARCHITECTURE = eqx_vit.Architecture("mine", make_mine, MineConfig, presets={"min
 
 
 @pytest.fixture
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "MODELS", dict(registry.MODELS))
+def registered() -> Iterator[None]:
     eqx_vit.register(ARCHITECTURE)
+    yield
+    registry.MODELS.pop("mine", None)
 
 
 def test_every_function_knows_it(registered: None, tmp_path: Path) -> None:
@@ -85,9 +87,9 @@ def test_every_function_knows_it(registered: None, tmp_path: Path) -> None:
     assert seen["blocks.attention.linear"].shape[:2] == (1, CONFIG.depth)
 
 
-def test_a_file_says_what_has_to_be_imported(registered: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_says_what_has_to_be_imported(registered: None, tmp_path: Path) -> None:
     eqx_vit.save(tmp_path / "mine.safetensors", *eqx_vit.create("mine_tiny", key=KEY))
-    monkeypatch.setattr(registry, "MODELS", dict.fromkeys(()) | {row.name: row for row in registry.OWN})
+    registry.MODELS.pop("mine")
     message = r"architecture 'mine' is registered by 'test_own_architecture', which is not imported: import it first"
     with pytest.raises(ValueError, match=message):
         eqx_vit.load(tmp_path / "mine.safetensors")
@@ -131,8 +133,7 @@ def test_what_cannot_be_registered(registered: None, architecture: Any, message:
         eqx_vit.register(architecture)
 
 
-def test_an_unregistered_config_is_told_how(registered: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "MODELS", {row.name: row for row in registry.OWN})
+def test_an_unregistered_config_is_told_how() -> None:
     with pytest.raises(ValueError, match="MineConfig belongs to no architecture"):
         eqx_vit.create(CONFIG, key=KEY)
 
@@ -153,12 +154,12 @@ def test_packages_register_by_entry_points(monkeypatch: pytest.MonkeyPatch) -> N
     def fail() -> None:
         raise ImportError("it lacks something")
 
-    monkeypatch.setattr(registry, "MODELS", {row.name: row for row in registry.OWN})
     points = [EntryPoint(lambda: ARCHITECTURE), EntryPoint(fail)]
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points)
     registry.load_entry_points.cache_clear()
     with pytest.warns(UserWarning, match="architectures of a_package are not there: it lacks something"):
         assert eqx_vit.list_models("mine*") == ["mine_tiny"]
+    registry.MODELS.pop("mine")
     registry.load_entry_points.cache_clear()
 
 

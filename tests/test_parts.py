@@ -162,7 +162,7 @@ def test_a_layer_that_changes_the_tokens_is_refused(name: str, part: str) -> Non
     with pytest.raises(TypeCheckError, match=r"(add_branch|Branch)(.|\n)*(positions|tokens)="):
         trace(name, **{part: TOO_FEW})
     if name != "cait":  # whose layer scale meets a wrong width first
-        with pytest.raises(TypeCheckError, match=r"(add_branch|Branch)(.|\n)*dim=16"):
+        with pytest.raises(TypeCheckError, match=r"(add_branch|Branch)(.|\n)*dim=[0-9]"):
             trace(name, **{part: TOO_WIDE})
 
 

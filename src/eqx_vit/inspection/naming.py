@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -119,7 +120,7 @@ def _observed_class(kind: type[eqx.Module]) -> type[eqx.Module]:
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             outer, own = attention_marks(), self.asked_of_it.attention
             marks = AttentionMarks(own.weights or outer.weights, own.first_row or outer.first_row)
-            with mark_attention(marks):
+            with mark_attention(marks) if any(marks) else nullcontext():
                 output = super().__call__(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
             return output if self.asked_of_it.output is None else _mark_output(output, self.asked_of_it.output)
 

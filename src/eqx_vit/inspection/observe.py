@@ -52,6 +52,9 @@ def observe(
     check_argument("observe", "names", names, str | Sequence[str])
     check_argument("observe", "perturbations", perturbations, Mapping[str, object] | None)
     asked = (names,) if isinstance(names, str) else tuple(names)
+    patterns = [name for name in perturbations or {} if "*" in name]
+    if patterns:
+        raise ValueError(f"perturbations are added to values by their whole names, given {patterns[0]!r}")
     return _observe(model, state, images, asked, key, dict(perturbations or {}))
 
 
