@@ -19,6 +19,7 @@ from sklearn.datasets import load_digits
 import eqx_vit
 
 pixels, labels = map(np.asarray, load_digits(return_X_y=True))
+labels = labels.astype(int)
 images = (pixels.reshape(-1, 8, 8, 1) / 8 - 1).astype(np.float32)
 order = np.random.default_rng(0).permutation(len(images))
 train, test = order[:1400], order[1400:]
