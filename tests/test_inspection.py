@@ -2,6 +2,7 @@
 
 import functools
 import re
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -11,25 +12,45 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from jaxtyping import Array, PyTree
-from test_models import drawn, every_model, images_for
-from tiny import slow_but_for, tiny_size
+from tiny import TINY, slow_but_for, tiny_size
 
 import eqx_vit
 from eqx_vit.layers import Stack, attend, merge_heads, split_heads
+from eqx_vit.paths import named_statistics, with_named_statistics
 
 WEIGHTS, FIRST_ROW = "blocks.attention.weights", "blocks.attention.weights[class]"
 # Of these the forward pass has a kernel for CPUs that sums in another order than the plain formulation.
 TOLERANCE = {"region_vit": 1e-6, "twins_svt": 1e-6}
-IMAGES = images_for("vit")
-
+every_model = pytest.mark.parametrize("name", TINY)
 close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
 forward = eqx.filter_jit(eqx_vit.forward)
 
 
+def images_for(name: str, batch: int = 2) -> Array:
+    return jax.random.normal(jax.random.key(7), (batch, *tiny_size(name), TINY[name].channels))
+
+
+IMAGES = images_for("vit")
+
+
+def draw(config: Any) -> tuple[Any, eqx.nn.State]:
+    """A model with random parameters, whose initialisation is not compiled, and its fresh state."""
+    model, state = eqx_vit.create_abstract(config)
+    random = np.random.default_rng(3)
+
+    def fill(leaf: Any) -> Any:
+        is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
+        return jnp.asarray(0.3 * random.standard_normal(leaf.shape), leaf.dtype) if is_shape else leaf
+
+    model, statistics = jax.tree.map(fill, model), named_statistics(model, state)
+    fresh = {name: jnp.full(leaf.shape, name.endswith("var"), leaf.dtype) for name, leaf in statistics.items()}
+    return model, with_named_statistics(model, state, fresh)
+
+
 @functools.cache
 def ready(name: str) -> tuple[Any, eqx.nn.State]:
-    """The tiny model in inference mode, with random parameters."""
-    model, state = drawn(name)
+    """The tiny model in inference mode."""
+    model, state = draw(TINY[name])
     return eqx_vit.inference_mode(model), state
 
 
@@ -109,7 +130,7 @@ def test_windows_come_after_the_depth() -> None:
 
 
 def test_training_is_seen_with_its_dropout_and_the_statistics_of_the_batch() -> None:
-    model, state = drawn("parallel_vit_hmlp", 0.2)
+    model, state = draw(replace(TINY["parallel_vit_hmlp"], dropout=0.2))
     images, key = images_for("parallel_vit_hmlp"), jax.random.key(1)
     dropout = "encoder.blocks.attentions.layer.attention_dropout"
     logits, seen = eqx_vit.observe(model, state, images, ("patch_embedding.*.0", dropout), key)
@@ -223,18 +244,14 @@ def test_a_cast_model_is_seen_in_its_own_dtype() -> None:
 LONG = eqx_vit.ViTConfig(image_size=32, patch_size=1, num_classes=3, dim=8, depth=1, heads=1, mlp_dim=256)
 
 
-@functools.cache
-def long_model() -> tuple[Any, eqx.nn.State, Array]:
-    model, state = eqx_vit.create(LONG, key=jax.random.key(0))
-    images = jax.random.normal(jax.random.key(1), (1, 32, 32, 3))
-    return eqx.tree_at(lambda m: m.head, model, random_like(model.head)), state, images  # that head starts at zero
+LONG_IMAGE = jax.random.normal(jax.random.key(1), (1, 32, 32, 3))
 
 
 def test_what_is_computed_in_chunks_is_seen_whole() -> None:
-    model, state, images = long_model()
+    model, state = draw(LONG)
     block, names = model.blocks[0], (WEIGHTS, FIRST_ROW, "blocks.norm1", "blocks.norm2", "blocks.mlp.fc1")
-    logits, seen = eqx_vit.observe(model, state, images, names)
-    np.testing.assert_allclose(logits, forward(model, state, images)[0], atol=1e-6)
+    logits, seen = eqx_vit.observe(model, state, LONG_IMAGE, names)
+    np.testing.assert_allclose(logits, forward(model, state, LONG_IMAGE)[0], atol=1e-6)
     close(seen["blocks.mlp.fc1"][0, 0], block.mlp.fc1(seen["blocks.norm2"][0, 0]))
     weights = weigh(block.attention, seen["blocks.norm1"][0, 0])
     np.testing.assert_allclose(seen[WEIGHTS][0, 0], weights, rtol=1e-4)
@@ -242,13 +259,13 @@ def test_what_is_computed_in_chunks_is_seen_whole() -> None:
 
 
 def test_the_first_row_of_long_attention_comes_without_the_others() -> None:
-    model, state, images = long_model()
-    logits, seen = eqx_vit.observe(model, state, images, (FIRST_ROW, "blocks.norm1"))
-    np.testing.assert_allclose(logits, forward(model, state, images)[0], atol=1e-6)
+    model, state = draw(LONG)
+    logits, seen = eqx_vit.observe(model, state, LONG_IMAGE, (FIRST_ROW, "blocks.norm1"))
+    np.testing.assert_allclose(logits, forward(model, state, LONG_IMAGE)[0], atol=1e-6)
     weights = weigh(model.blocks[0].attention, seen["blocks.norm1"][0, 0])
     np.testing.assert_allclose(seen[FIRST_ROW][0, 0], weights[:, 0], rtol=1e-4)
     see: Any = eqx.filter_jit(eqx_vit.observe)
-    programs = [see.lower(model, state, images, name).as_text() for name in (WEIGHTS, FIRST_ROW)]
+    programs = [see.lower(model, state, LONG_IMAGE, name).as_text() for name in (WEIGHTS, FIRST_ROW)]
     assert ["1025x1025x" in program for program in programs] == [True, False]
 
 

@@ -13,8 +13,30 @@ pytest.importorskip("pyright", reason="run by nox -s types")
 # What the README's later blocks take for granted.
 GIVEN = """
 import numpy as np
+from eqx_vit.layers import Linear
+
 key = key1 = key2 = key3 = jax.random.key(0)
 arrays: dict[str, np.ndarray] = {}
+config = TINY = eqx_vit.ViTConfig(image_size=8, patch_size=4, num_classes=10, dim=32, depth=2, heads=2, mlp_dim=64)
+MyViTConfig = eqx_vit.ViTConfig
+
+
+class Mine(eqx.Module):
+    linear: Linear
+
+    def __init__(self, config: eqx_vit.ViTConfig, *, key: jax.Array) -> None:
+        self.linear = Linear(config.dim, config.dim, key=key)
+
+    def __call__(self, tokens: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        return self.linear(tokens)
+
+
+def make_stem(*, key: jax.Array) -> Linear:
+    return Linear(3, config.dim, key=key)
+
+
+def make_my_vit(config: eqx_vit.ViTConfig, *, key: jax.Array) -> eqx_vit.ViT:
+    return eqx_vit.ViT(config, key=key)
 """
 REVEALED = {
     "eqx_vit.create(eqx_vit.ViTConfig(**fields), key=key)[0]": "ViT",
@@ -24,7 +46,7 @@ REVEALED = {
     "eqx_vit.create('vit_tiny_patch16_224', key=key)[0].config.num_classes": "int",
     "eqx_vit.create(eqx_vit.ViTConfig(**fields), key=key)[0].config": "ViTConfig",
     "eqx_vit.create(eqx_vit.ViTConfig(**fields), key=key)[0].features(image)": "Array",
-    "eqx_vit.create(eqx_vit.ViTConfig(**fields), key=key)[0].blocks[1].attention.qkv.weight": "Array",
+    "eqx_vit.create(eqx_vit.ViTConfig(**fields), key=key)[0].blocks[1].attention.qkv.weight": "Array | Any",
     "eqx_vit.create(eqx_vit.LeViTConfig(), key=key)[0](image, state)": "tuple[Array, State]",
     "eqx_vit.replace_head(eqx_vit.create(eqx_vit.LeViTConfig(), key=key)[0], 5, key=key)": "LeViT",
 }

@@ -15,6 +15,7 @@ _install_import_hook("eqx_vit", "beartype.beartype")
 
 from equinox.nn import inference_mode as inference_mode
 
+from eqx_vit import layers as layers
 from eqx_vit.create import create as create, create_abstract as create_abstract
 from eqx_vit.exchange import replace as replace
 from eqx_vit.forward import forward as forward
