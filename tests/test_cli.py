@@ -20,7 +20,7 @@ from eqx_vit.cli import main
 from eqx_vit.cli.arguments import make_parser
 from eqx_vit.cli.commands import catch_signals
 from eqx_vit.train import inference
-from eqx_vit.train.config import Settings
+from eqx_vit.train.settings import Settings
 
 TINY = ["--batch-size", "64", "--set", "dim=16", "--set", "depth=1", "--set", "heads=2", "--set", "mlp_dim=16"]
 

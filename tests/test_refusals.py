@@ -19,7 +19,7 @@ from eqx_vit.layers.config import mentions, pair
 from eqx_vit.model import PatchGridConfig
 from eqx_vit.registry import config_from_json, config_to_json
 from eqx_vit.testing import image_size_of
-from eqx_vit.train.config import SMALL_SETTINGS
+from eqx_vit.train.settings import SMALL_SETTINGS
 
 NESTED = functools.reduce(lambda inner, _: [inner], range(9999), 1)
 

@@ -29,11 +29,11 @@ from eqx_vit.functional import to_dicts
 from eqx_vit.paths import named_statistics
 from eqx_vit.registry import AnyModel
 from eqx_vit.train import inference, loop, predictor
+from eqx_vit.train.batches import EvaluationExamples, draw_batches
 from eqx_vit.train.checkpoint import METADATA
-from eqx_vit.train.config import Settings
-from eqx_vit.train.data import draw_batches
 from eqx_vit.train.inference import evaluate
 from eqx_vit.train.loop import train_run
+from eqx_vit.train.optimiser import learning_rate, make_optimiser
 from eqx_vit.train.progress import ProgressLog
 from eqx_vit.train.run_folder import (
     BEST,
@@ -46,11 +46,11 @@ from eqx_vit.train.run_folder import (
     claim_folder,
     lock_folder,
     read_run,
-    resume_run,
-    start_run,
     write_run,
 )
-from eqx_vit.train.step import initial_state, learning_rate, make_eval_step, make_optimiser, make_train_step
+from eqx_vit.train.settings import Settings
+from eqx_vit.train.start import resume_run, start_run
+from eqx_vit.train.step import initial_state, make_eval_step, make_train_step
 
 GIVEN: dict[str, Any] = {
     "epochs": 2,
@@ -93,7 +93,8 @@ def weights(folder: Path) -> list[str]:
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     entries = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-    return [{name: value for name, value in entry.items() if name != "seconds"} for entry in entries]
+    measured = ("seconds", "images_per_second", "data_wait", "memory_gib")
+    return [{name: value for name, value in entry.items() if name not in measured} for entry in entries]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -351,15 +352,15 @@ def test_a_picture_that_cannot_be_drawn_costs_no_result(
 def test_the_steps_are_functions_without_jit_too() -> None:
     run, data = start_run(GIVEN, QUIET)
     optimiser = make_optimiser(run.config, run.settings, 10)
-    images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
+    images, labels = data.images[data.train[:4]], data.labels[data.train[:4]]
     train_step = make_train_step(run.config, optimiser, run.settings, run.input_spec)
     eval_step = make_eval_step(run.config, run.input_spec)
     with jax.disable_jit():  # where numpy's arrays reach the functions as they are
         state = jax.eval_shape(lambda: initial_state(run.config, optimiser, 0))
-        after, loss = jax.eval_shape(lambda state: train_step(state, images, labels, data.train[:4]), state)
-        logits = jax.eval_shape(lambda state: eval_step(state.params, state.state, images, data.test[:3]), state)
+        after, numbers = jax.eval_shape(lambda state: train_step(state, images, labels), state)
+        logits = jax.eval_shape(lambda state: eval_step(state.params, state.state, data.images[data.test[:3]]), state)
     assert jax.tree.structure(after) == jax.tree.structure(state)
-    assert (loss.shape, logits.shape) == ((), (3, 10))
+    assert (numbers.loss.shape, logits.shape) == ((), (3, 10))
 
 
 def test_nothing_is_overwritten(whole: Path, tmp_path: Path) -> None:
@@ -380,10 +381,11 @@ def test_the_step_is_compiled_once() -> None:
     state = initial_state(run.config, optimiser, 0)
     loss = np.nan
     for indices in draw_batches(data.train, 0, 0, 256):
-        state, loss = step(state, data.images, data.labels, indices)
-    assert np.isfinite(float(loss))
+        state, numbers = step(state, data.images[indices], data.labels[indices])
+        loss = float(numbers.loss)
+    assert np.isfinite(loss)
     assert int(state.step) == 4
-    assert step._cache_size() == 1
+    assert step.compiled._cache_size() == 1
 
 
 @pytest.mark.parametrize("name", ["vit", "levit"])
@@ -394,7 +396,7 @@ def test_bf16_computes_in_bfloat16_and_keeps_float32(name: str) -> None:
     optimiser = make_optimiser(run.config, run.settings, 10)
     state = jax.eval_shape(lambda: initial_state(run.config, optimiser, 0))
     step: Any = make_train_step(run.config, optimiser, run.settings, run.input_spec)
-    traced = step.trace(state, data.images, data.labels, np.arange(4))
+    traced = step.compiled.trace(state, data.images[data.train[:4]], data.labels[:4], None)
     assert jax.tree.map(lambda leaf: leaf.dtype, traced.out_info[0]) == jax.tree.map(lambda leaf: leaf.dtype, state)
     products = re.findall(r":(\w+)\[[^\n]*\] = (?:dot_general|conv_general_dilated)\[", str(traced.jaxpr))
     assert products
@@ -404,11 +406,12 @@ def test_bf16_computes_in_bfloat16_and_keeps_float32(name: str) -> None:
 def test_evaluation_does_not_depend_on_the_batch_size(whole: Path) -> None:
     run, data = resume_run(whole, {}, QUIET)
     model = to_dicts(*eqx_vit.load(whole / BEST))
-    step, images = make_eval_step(run.config, run.input_spec), jnp.asarray(data.images)
-    one = evaluate(step, model, images, data.labels, data.validation[:10], 10)
-    two = evaluate(step, model, images, data.labels, data.validation[:10], 4)
+    step = make_eval_step(run.config, run.input_spec)
+    examples = EvaluationExamples(data.images, data.labels, data.validation[:10])
+    one = evaluate(step, model, examples, 10)
+    two = evaluate(step, model, examples, 4)
     np.testing.assert_allclose(one.probabilities, two.probabilities, rtol=1e-5)
-    np.testing.assert_allclose(one.probabilities.sum(axis=1), 1)
+    np.testing.assert_allclose(one.probabilities.sum(axis=1), 1, rtol=1e-6)
     targets = data.labels[data.validation[:10]]
     assert one.loss == pytest.approx(-np.log(one.probabilities[np.arange(10), targets]).mean())
     assert one.accuracy == pytest.approx((one.probabilities.argmax(axis=1) == targets).mean())

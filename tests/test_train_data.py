@@ -21,21 +21,18 @@ from eqx_vit.train.augment import (
     random_affines,
     sample_bilinear,
 )
-from eqx_vit.train.config import SMALL_MODELS, Settings, make_model_config, make_settings, parse_changes
-from eqx_vit.train.data import (
-    channel_statistics,
-    draw_batches,
-    load_data,
-    load_digits,
-    load_image_folder,
-)
+from eqx_vit.train.batches import draw_batches
+from eqx_vit.train.config import SMALL_MODELS, make_model_config, parse_changes
+from eqx_vit.train.data import View, channel_statistics, load_data, load_digits, load_image_folder
 from eqx_vit.train.image_folder import find_classes, list_names
 from eqx_vit.train.inference import evaluate_run
 from eqx_vit.train.loop import train_run
 from eqx_vit.train.pictures import read_image
 from eqx_vit.train.plots import draw_curves, draw_samples
 from eqx_vit.train.progress import ProgressLog
-from eqx_vit.train.run_folder import EpochMetrics, resume_run, start_run, write_run
+from eqx_vit.train.run_folder import EpochMetrics, write_run
+from eqx_vit.train.settings import Settings, make_settings
+from eqx_vit.train.start import resume_run, start_run
 
 QUIET = ProgressLog(quiet=True)
 
@@ -122,7 +119,7 @@ def test_folders_that_are_no_classes_are_refused(photos: Path, tmp_path: Path) -
             find_classes(folder)
     (photos / "empty").mkdir()
     with pytest.raises(ValueError, match=r"3 readable images or more .*: empty \(0\)"):
-        load_image_folder(photos, (8, 8), 3, QUIET)
+        load_image_folder(photos, View((8, 8), 3), QUIET)
 
 
 def fill(folder: Path, *, classes: Sequence[str] = ("cat", "dog"), images: int = 4) -> None:
@@ -136,16 +133,16 @@ def fill(folder: Path, *, classes: Sequence[str] = ("cat", "dog"), images: int =
 
 def test_hidden_files_and_folders_are_no_data(tmp_path: Path) -> None:
     fill(tmp_path)
-    data = load_data(str(tmp_path), (4, 4), 1, QUIET)
+    data = load_data(str(tmp_path), View((4, 4), 1), QUIET)
     for hidden in (".ipynb_checkpoints", ".thumbnails/deeper", "more/.git/objects", "more/@eaDir", "__MACOSX"):
         fill(tmp_path / "cat" / hidden, classes=["copies"])
     fill(tmp_path / ".cache")
     fill(tmp_path / "__MACOSX")
     (tmp_path / "dog" / "._0.png").write_bytes(b"resource fork")
-    after = load_data(str(tmp_path), (4, 4), 1, QUIET)
+    after = load_data(str(tmp_path), View((4, 4), 1), QUIET)
     assert (after.fingerprint, len(after.labels), after.unreadable) == (data.fingerprint, 8, ())
     fill(tmp_path / "cat" / "more", classes=["deep"])
-    assert len(load_data(str(tmp_path), (4, 4), 1, QUIET).labels) == 12
+    assert len(load_data(str(tmp_path), View((4, 4), 1), QUIET).labels) == 12
 
 
 def test_what_is_no_file_is_counted_and_said(
@@ -169,7 +166,7 @@ def test_what_is_no_file_is_counted_and_said(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    data = load_data(str(photos), (4, 4), 1, ProgressLog())
+    data = load_data(str(photos), View((4, 4), 1), ProgressLog())
     assert len(data.labels) == 9
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "6 of 15 files left out:"
@@ -225,7 +222,7 @@ def test_splits_that_are_none_are_refused_or_said(tmp_path: Path) -> None:
     (tmp_path / "test").mkdir()  # of images without labels
     Image.new("L", (4, 4)).save(tmp_path / "test" / "0.png")
     fill(tmp_path / "annotations", images=0)
-    data = load_data(str(tmp_path), (4, 4), 1, QUIET)
+    data = load_data(str(tmp_path), View((4, 4), 1), QUIET)
     assert (data.classes, data.split, len(data.labels)) == (("cat", "dog"), (), 8)
     assert any("test has no sub-folders" in line for line in data.unreadable)
     assert any("annotations is no part of the split" in line for line in data.unreadable)
@@ -239,7 +236,7 @@ def test_splits_that_are_none_are_refused_or_said(tmp_path: Path) -> None:
     for index in range(1, 4):
         (tmp_path / "val" / "cat" / f"{index}.png").unlink()
     with pytest.raises(ValueError, match=r"val needs 2 readable images or more \(validation, test\).*: cat \(1\)"):
-        load_data(str(tmp_path), (4, 4), 1, QUIET)
+        load_data(str(tmp_path), View((4, 4), 1), QUIET)
 
 
 def test_train_and_test_can_be_things_to_tell_apart(tmp_path: Path) -> None:
@@ -282,7 +279,7 @@ def test_images_of_every_kind_become_the_same_array(tmp_path: Path) -> None:
 def test_only_ten_unreadable_files_are_listed(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for index in range(12):
         (photos / "dark" / f"notes{index}.txt").write_text("not an image")
-    data = load_data(str(photos), (8, 8), 1, ProgressLog())
+    data = load_data(str(photos), View((8, 8), 1), ProgressLog())
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "14 of 38 files left out:"
     assert len(lines) == 12
@@ -292,11 +289,11 @@ def test_only_ten_unreadable_files_are_listed(photos: Path, capsys: pytest.Captu
 
 def test_channel_statistics_are_those_of_the_training_images() -> None:
     data = load_digits()
-    pixels = data.images[data.train] / 255
+    pixels = np.asarray(data.images[data.train]) / 255
     mean, std = channel_statistics(data)
     np.testing.assert_allclose(mean, [pixels.mean()])
     np.testing.assert_allclose(std, [pixels.std()])
-    _, std = channel_statistics(data._replace(images=np.full_like(data.images, 7)))
+    _, std = channel_statistics(data._replace(images=np.full(data.images.shape, 7, dtype=np.uint8)))
     np.testing.assert_allclose(std, [1 / 255])
 
 

@@ -64,6 +64,15 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     return arrays, metadata
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; none for any other file."""
+    with open(path, "rb") as file:
+        try:
+            return _read_header(file, path.stat().st_size)[1]
+        except ValueError:
+            return {}
+
+
 def digest_arrays(arrays: Mapping[str, np.ndarray], text: str) -> str:
     """SHA-256 of named arrays, in any order, and the text beside them."""
     digest = hashlib.sha256(text.encode())

@@ -13,7 +13,7 @@ from jax.core import Tracer
 
 from eqx_vit.arguments import check_arguments
 from eqx_vit.create import make_skeleton
-from eqx_vit.files import can_store, digest_arrays, is_finite, read_arrays, write_arrays
+from eqx_vit.files import can_store, digest_arrays, is_finite, read_arrays, read_metadata, write_arrays
 from eqx_vit.layers.config import list_some, no_type_check
 from eqx_vit.paths import Leaf, named_leaves, named_statistics, with_named_leaves, with_named_statistics
 from eqx_vit.registry import AnyModel, config_from_json, config_to_json
@@ -92,6 +92,11 @@ def load(path: str | os.PathLike[str], *, allow_nonfinite: bool = False) -> tupl
         raise ValueError(f"{path} is damaged: its content has changed since it was written")
     model = with_named_leaves(model, {name: jnp.asarray(arrays[name]) for name in own})
     return model, with_named_statistics(model, state, {name: jnp.asarray(arrays[name]) for name in statistics})
+
+
+def holds_model(path: str | os.PathLike[str]) -> bool:
+    """Whether `save` wrote the file."""
+    return METADATA in read_metadata(Path(path))
 
 
 def _read_skeleton(path: str | os.PathLike[str], text: str) -> tuple[AnyModel, State]:

@@ -12,7 +12,7 @@ from eqx_vit.cli.arguments import join_lines, make_parser
 from eqx_vit.cli.imports import import_by_name
 
 # What `pip install 'eqx_vit[train]'` brings: imported only by the commands that need them.
-EXTRAS = ("optax", "safetensors", "PIL", "sklearn", "rich", "matplotlib")
+EXTRAS = ("optax", "safetensors", "PIL", "sklearn", "rich", "matplotlib", "grain")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from eqx_vit.cli import commands
 from eqx_vit.layers.config import Size
-from eqx_vit.train.config import PRECISIONS
+from eqx_vit.train.settings import PRECISIONS
 
 DESCRIPTION = "Vision transformers in JAX and Equinox: train one, look at how well it does, use it."
 EPILOG = """\

@@ -17,7 +17,8 @@ from eqx_vit.create import build
 from eqx_vit.layers.config import pair
 from eqx_vit.parameters import count_params
 from eqx_vit.registry import MODELS, find_preset, list_models
-from eqx_vit.train.config import Settings, parse_changes
+from eqx_vit.train.config import parse_changes
+from eqx_vit.train.settings import Settings
 
 if TYPE_CHECKING:
     from eqx_vit.train.data import Data
@@ -30,15 +31,8 @@ def train(options: argparse.Namespace) -> int:
     """`eqx-vit train`."""
     from eqx_vit.train.loop import train_run
     from eqx_vit.train.progress import ProgressLog
-    from eqx_vit.train.run_folder import (
-        check_free,
-        claim_folder,
-        lock_folder,
-        newest_folder,
-        read_run,
-        resume_run,
-        start_run,
-    )
+    from eqx_vit.train.run_folder import check_free, claim_folder, lock_folder, newest_folder, read_run
+    from eqx_vit.train.start import resume_run, start_run
 
     names = [field.name for field in dataclasses.fields(Settings)]
     given = {name: value for name, value in vars(options).items() if name in names and value is not None}

@@ -35,16 +35,45 @@ class AffineAugmentation(NamedTuple):
     zoom: float
     flip: bool
 
+    @property
+    def moves(self) -> bool:
+        """Whether images are read between their pixels, and not mirrored at most."""
+        return self.rotate > 0 or self.shift > 0 or self.zoom > 0
+
 
 def prepare_batch(
     images: UInt8[Array, "batch rows columns source_channels"], spec: InputSpec, affines: Float[Array, "batch 2 3"]
 ) -> Float[Array, "batch height width channels"]:
     """A batch of source images, each moved by its affine map, resized and normalised."""
-    sampled = jax.vmap(sample_bilinear, in_axes=(0, 0, None))(images.astype(jnp.float32) / 255, affines, spec.size)
-    shape = (*sampled.shape[:3], spec.channels)
+    return normalise(jax.vmap(sample_bilinear, in_axes=(0, 0, None))(_to_unit(images), affines, spec.size), spec)
+
+
+def augment_batch(
+    key: PRNGKeyArray,
+    images: UInt8[Array, "batch rows columns source_channels"],
+    spec: InputSpec,
+    augmentation: AffineAugmentation,
+) -> Float[Array, "batch height width channels"]:
+    """A batch of source images, moved at random, resized and normalised."""
+    if augmentation.moves or images.shape[1:3] != spec.size:
+        return prepare_batch(images, spec, random_affines(key, len(images), augmentation))
+    # Images of the model's size that are mirrored at most need no sampling.
+    flipped = jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1)) & augmentation.flip
+    return normalise(_to_unit(jnp.where(jnp.broadcast_to(flipped, images.shape), images[:, :, ::-1], images)), spec)
+
+
+def normalise(
+    images: Float[Array, "batch height width source_channels"], spec: InputSpec
+) -> Float[Array, "batch height width channels"]:
+    """Images of 0 to 1 by the mean and the standard deviation of `spec`; grey ones are repeated for its channels."""
+    shape = (*images.shape[:3], spec.channels)
     mean = jnp.broadcast_to(jnp.asarray(spec.mean, dtype=jnp.float32), shape)
     std = jnp.broadcast_to(jnp.asarray(spec.std, dtype=jnp.float32), shape)
-    return (jnp.broadcast_to(sampled, shape) - mean) / std
+    return (jnp.broadcast_to(images, shape) - mean) / std
+
+
+def _to_unit(images: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:
+    return images.astype(jnp.float32) / 255
 
 
 def identity_affines(batch: int) -> Float[Array, "batch 2 3"]:

@@ -1,59 +1,15 @@
-"""The settings of a training run, and the model config that they lead to: from `--model`, `--set` and the data."""
+"""The model config of a training run: from `--model`, `--set` and the data."""
 
 import ast
 import dataclasses
 import difflib
-import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
-from eqx_vit.layers.config import Size, check, check_at_least, check_fields, check_rates, no_type_check
+from eqx_vit.layers.config import Size
 from eqx_vit.models.vit import ViTConfig
 from eqx_vit.registry import MODELS, AnyConfig, change_config, find_preset, list_models, make_config
 
 DEFAULT_IMAGE_SIZE = 224  # for models that take any size: what most of their papers train at
-Precision = Literal["float32", "bf16"]
-PRECISIONS: tuple[str, ...] = typing.get_args(Precision)
-
-
-@no_type_check
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Everything that decides the numbers of a run: equal settings give equal weights on the same machine.
-
-    **Raises:** `ValueError` that names the setting, the rule and the value given.
-    """
-
-    model: str  # a preset, an architecture, or one of `SMALL_MODELS`
-    changes: dict  # fields of the model's config and their values
-    data: str | None = None  # an image folder; None: scikit-learn's digits
-    image_size: int | tuple[int, int] | None = None  # pixels; None: the model's own
-    epochs: int
-    batch_size: int = 32
-    learning_rate: float  # the peak, reached after the warm-up
-    warmup: float = 0.1  # fraction of all steps in which the learning rate rises from 0
-    weight_decay: float = 0.05  # of weights of linear maps and convolutions alone
-    clip_norm: float = 1.0  # largest norm of the gradient
-    label_smoothing: float = 0.1
-    ema: float = 0.99  # decay of the moving average of the weights
-    precision: Precision = "float32"  # of the forward and backward pass; the weights and their averages stay float32
-    rotate: float = 10.0  # degrees, each image by up to so much either way
-    shift: float = 0.08  # of height and width
-    zoom: float = 0.1  # fraction by which an image grows or shrinks
-    flip: bool = False  # mirror every second image, left to right
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        check_at_least(self, 1, "epochs", "batch_size", "image_size")
-        check_rates(self, "warmup", "label_smoothing", "ema", "shift", "zoom")
-        for name in ("learning_rate", "clip_norm"):
-            check(getattr(self, name) > 0, f"Settings.{name} must be above 0, given {getattr(self, name)}")
-        check(self.weight_decay >= 0, f"Settings.weight_decay must not be negative, given {self.weight_decay}")
-        check(0 <= self.rotate <= 180, f"Settings.rotate must be from 0 to 180 degrees, given {self.rotate}")
-        check(0 <= self.seed < 2**32, f"Settings.seed must be from 0 to {2**32 - 1}, given {self.seed}")
-
 
 # The models of a run that names none: small enough for a laptop. Not the presets of a paper, hence not in MODELS.
 SMALL_MODELS = {
@@ -82,19 +38,6 @@ SMALL_MODELS = {
         class_token=False,
     ),
 }
-SMALL_SETTINGS = Settings(model="digits", changes={}, epochs=40, learning_rate=2e-3)
-# Presets see hundreds of times the pixels of a digit: fewer epochs keep them within minutes.
-PRESET_SETTINGS = dataclasses.replace(SMALL_SETTINGS, epochs=5, learning_rate=5e-4)
-
-
-def make_settings(given: Mapping[str, object]) -> Settings:
-    """The given settings, the others at the defaults that suit the model.
-
-    **Raises:** `ValueError` for a wrong setting.
-    """
-    model = given.get("model", "photos" if "data" in given else "digits")
-    defaults = SMALL_SETTINGS if model in SMALL_MODELS else PRESET_SETTINGS
-    return dataclasses.replace(defaults, **{**given, "model": model})
 
 
 def parse_changes(assignments: Sequence[str]) -> dict[str, object]:

@@ -13,22 +13,28 @@ from jaxtyping import Array, Float, Int
 
 from eqx_vit.forward import forward
 from eqx_vit.functional import to_dicts
+from eqx_vit.layers.config import check
 from eqx_vit.registry import AnyModel
+from eqx_vit.train.batches import EvaluationExamples, read_batches
 from eqx_vit.train.image_folder import to_printable
 from eqx_vit.train.predictor import Predictor, load_run, read_pictures
 from eqx_vit.train.progress import ProgressLog
-from eqx_vit.train.run_folder import move_data, reload_data
+from eqx_vit.train.start import move_data, reload_data
 from eqx_vit.train.step import Arrays, EvalStep, make_eval_step
 
 BATCH_SIZE = 64
 
 
 class Evaluation(NamedTuple):
-    """How well a model does: the mean cross-entropy, the accuracy (0 to 1), and a row of probabilities an image."""
+    """How well a model does: the mean cross-entropy, the accuracy (0 to 1), and a row of probabilities an image.
+
+    `indices` are those of the images, without the ones that could not be read.
+    """
 
     loss: float
     accuracy: float
     probabilities: Float[np.ndarray, "images classes"]
+    indices: Int[np.ndarray, " images"]
 
 
 class Prediction(NamedTuple):
@@ -39,43 +45,40 @@ class Prediction(NamedTuple):
 
 
 def evaluate(
-    step: EvalStep,
-    model: tuple[Arrays, Arrays],
-    images: Array,
-    labels: Int[np.ndarray, " all"],
-    indices: Int[np.ndarray, " images"],
-    batch_size: int,
+    step: EvalStep, model: tuple[Arrays, Arrays], examples: EvaluationExamples, batch_size: int, workers: int = 0
 ) -> Evaluation:
-    """Evaluate (params, state) on the images at `indices`."""
-    probabilities = predict(step, model, images, indices, batch_size)
-    targets = labels[indices]
-    likelihood = probabilities[np.arange(len(indices)), targets]
+    """Evaluate (params, state) on the images of `examples`; those that cannot be read do not count.
+
+    **Raises:** `ValueError` where none can be read, or a worker that reads them has ended.
+    """
+    indices: list[np.ndarray] = []
+    chunks: list[np.ndarray] = []
+    with read_batches(examples, batch_size, workers=workers) as batches:
+        for number, batch in enumerate(batches):
+            kept = batch.unreadable < 0
+            own = examples.indices[number * batch_size :][: len(kept)]
+            # The last batch is filled up with its first image: another shape would compile again.
+            fill = [(0, batch_size - len(kept)), *[(0, 0)] * 3]
+            images = np.pad(batch.images, fill, mode="edge") if len(kept) < batch_size else batch.images
+            indices.append(own[kept])
+            chunks.append(_softmax(np.asarray(step(*model, images))[: len(kept)][kept]))
+    found, probabilities = np.concatenate(indices), np.concatenate(chunks)
+    check(len(found) > 0, "none of the images can be read")
+    targets = examples.labels[found]
+    likelihood = probabilities[np.arange(len(found)), targets].astype(np.float64)
     loss = -np.log(np.maximum(likelihood, np.finfo(np.float64).tiny)).mean()
-    return Evaluation(float(loss), float((probabilities.argmax(axis=1) == targets).mean()), probabilities)
+    return Evaluation(float(loss), float((probabilities.argmax(axis=1) == targets).mean()), probabilities, found)
 
 
-def predict(
-    step: EvalStep,
-    model: tuple[Arrays, Arrays],
-    images: Array,
-    indices: Int[np.ndarray, " images"],
-    batch_size: int,
-) -> Float[np.ndarray, "images classes"]:
-    """The probabilities of each class for the images at `indices`."""
-    chunks: list[Array] = []
-    for start in range(0, len(indices), batch_size):
-        batch = indices[start : start + batch_size]
-        # The last batch is filled up with its first image: another shape would compile again.
-        filled = np.concatenate([batch, np.full(batch_size - len(batch), batch[0], dtype=batch.dtype)])
-        chunks.append(step(*model, images, filled)[: len(batch)])
-    logits = np.concatenate([np.asarray(chunk) for chunk in chunks]).astype(np.float64)
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
+def _softmax(logits: Float[np.ndarray, "images classes"]) -> Float[np.ndarray, "images classes"]:
+    exponentials = np.exp((logits - logits.max(axis=1, keepdims=True)).astype(np.float64))
+    return (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def evaluate_run(folder: Path, checkpoint: str, split: str, data_folder: str | None) -> str:
+def evaluate_run(folder: Path, checkpoint: str, split: str, data_folder: str | None, workers: int = 0) -> str:
     """A report on the model of a run: loss, accuracy, accuracy by class. `checkpoint` is best or last; `split` is
-    train, validation or test; `data_folder` is where the data are now (None: where they were).
+    train, validation or test; `data_folder` is where the data are now (None: where they were); `workers` as in
+    `read_batches`.
 
     **Raises:** `ValueError` for what is not a run folder, damaged files, and data that have changed since training.
     """
@@ -84,16 +87,18 @@ def evaluate_run(folder: Path, checkpoint: str, split: str, data_folder: str | N
         data = reload_data(run if data_folder is None else move_data(run, data_folder), log)
     indices = {"train": data.train, "validation": data.validation, "test": data.test}[split]
     step = make_eval_step(run.config, run.input_spec)
-    result = evaluate(step, to_dicts(model, state), jnp.asarray(data.images), data.labels, indices, BATCH_SIZE)
-    correct = result.probabilities.argmax(axis=1) == data.labels[indices]
+    examples = EvaluationExamples(data.images, data.labels, indices)
+    result = evaluate(step, to_dicts(model, state), examples, BATCH_SIZE, workers)
+    labels = data.labels[result.indices]
+    correct = result.probabilities.argmax(axis=1) == labels
     names = [to_printable(name) for name in data.classes]
     width = max(map(len, names))
     lines = [
-        f"{folder / f'{checkpoint}.safetensors'} on {len(indices)} {split} images: "
+        f"{folder / f'{checkpoint}.safetensors'} on {len(labels)} {split} images: "
         f"accuracy {result.accuracy:.2%}, loss {result.loss:.4f}"
     ]
     for label, name in enumerate(names):
-        of_class = correct[data.labels[indices] == label]
+        of_class = correct[labels == label]
         lines.append(f"  {name:{width}}  {of_class.mean():7.2%}  ({of_class.sum()} of {len(of_class)})")
     return "\n".join(lines)
 

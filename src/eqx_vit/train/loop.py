@@ -1,19 +1,32 @@
 """The training loop: starts where the folder's training state ends, and leaves a finished run."""
 
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from eqx_vit.functional import to_dicts
 from eqx_vit.parameters import count_params
 from eqx_vit.serialization import load
+from eqx_vit.train.batches import (
+    Batch,
+    EvaluationExamples,
+    TrainingExamples,
+    choose_batch_size,
+    make_changes,
+    read_batches,
+)
 from eqx_vit.train.checkpoint import load_training_state, save_averaged_model, save_training_state
-from eqx_vit.train.data import Data, draw_batches
+from eqx_vit.train.data import Data
+from eqx_vit.train.image_folder import to_printable
 from eqx_vit.train.inference import Evaluation, evaluate
-from eqx_vit.train.plots import draw_curves, draw_samples
+from eqx_vit.train.initial_weights import load_start
+from eqx_vit.train.optimiser import learning_rate, make_optimiser
+from eqx_vit.train.plots import draw_curves, draw_samples, pick_samples
 from eqx_vit.train.progress import ProgressLog
 from eqx_vit.train.run_folder import (
     BEST,
@@ -27,97 +40,189 @@ from eqx_vit.train.run_folder import (
     write_metrics,
 )
 from eqx_vit.train.step import (
+    Arrays,
     EvalStep,
+    StepMetrics,
     TrainState,
     averaged_model,
     initial_state,
-    learning_rate,
     make_eval_step,
-    make_optimiser,
     make_train_step,
 )
+from eqx_vit.train.teacher import load_teacher
+from eqx_vit.train.trackers import Forgetful, Tracker
+from eqx_vit.train.watch import Watch, peak_memory
 
 SAVE_SECONDS = 60.0  # within long epochs, the state is saved this often
+TRACK_STEPS = 50  # within epochs, a tracker is told this often
 
 
-def train_run(folder: Path, run: Run, data: Data, log: ProgressLog, stopped: Callable[[], bool]) -> FinalMetrics | None:
+def train_run(
+    folder: Path,
+    run: Run,
+    data: Data,
+    log: ProgressLog,
+    stopped: Callable[[], bool],
+    *,
+    workers: int = 0,
+    tracker: Tracker | None = None,
+    profile: tuple[int, int] | None = None,
+) -> FinalMetrics | None:
     """Train to the end, and test the best epoch. None where `stopped()` became true first, or nobody reads the log any
     more; the folder can then be resumed.
 
     A run that is killed at any instant and resumed reaches the weights of one that was not: all randomness is a
     function of (seed, step) or (seed, epoch), and the training state is one file that is replaced whole.
 
-    **Raises:** `ValueError` where the loss stops being a number, or the training state is damaged.
+    **Arguments:** `workers`: the processes that read image files, 0 for threads; `tracker` is told of the numbers as
+    they come; `profile`: from the first to the second of these steps, a trace for xprof is written to the folder.
+
+    **Raises:** `ValueError` where the loss stops being a number, the training state is damaged, or a worker has ended.
     """
     settings = run.settings
-    batch_size = min(settings.batch_size, len(data.train))
+    tracker = Forgetful() if tracker is None else tracker
+    examples = make_examples(run, data)
+    batch_size = examples.batch_size
     epoch_steps = len(data.train) // batch_size
-    total = settings.epochs * epoch_steps
-    optimiser = make_optimiser(run.config, settings, total)
-    train_step = make_train_step(run.config, optimiser, settings, run.input_spec)
-    eval_step = make_eval_step(run.config, run.input_spec)
-    images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
+    optimiser = make_optimiser(run.config, settings, examples.total)
+    spec = run.input_spec
+    teacher = load_teacher(settings.teacher, run.config.num_classes, spec) if settings.teacher else None
+    train_step = make_train_step(run.config, optimiser, settings, spec, teacher)
+    eval_step = make_eval_step(run.config, spec)
+    held_out = EvaluationExamples(data.images, data.labels, data.validation)
+    rate = learning_rate(settings, examples.total)
 
-    train, history = _load_or_make(folder, lambda: initial_state(run.config, optimiser, settings.seed))
+    train, history = _load_or_make(
+        folder, run, lambda start: initial_state(run.config, optimiser, settings.seed, start)
+    )
     first = int(train.step)
-    log.start_training(first, total)
-    batches = draw_batches(data.train, settings.seed, first // epoch_steps, batch_size)
-    saved = time.monotonic()
+    log.start_training(first, examples.total)
+    reported = _Reported(data, log)
+    watch, saved = Watch(), time.monotonic()
     began = saved - (history[-1].seconds if history else 0)
-    for step in range(first, total):
-        epoch, position = divmod(step, epoch_steps)
-        if position == 0:
-            batches = draw_batches(data.train, settings.seed, epoch, batch_size)
-            train = train._replace(loss=jnp.zeros_like(train.loss), correct=jnp.zeros_like(train.correct))
-        train, loss = train_step(train, images, labels, batches[position])
-        log.show_step(step + 1, epoch + 1, settings.epochs, _check_finite(float(loss), step))
+    with read_batches(examples, batch_size, first, workers) as batches:
+        for step in range(first, examples.total):
+            epoch, position = divmod(step, epoch_steps)
+            if position == 0:
+                train = train._replace(loss=jnp.zeros_like(train.loss), correct=jnp.zeros_like(train.correct))
+            if position == 0 or step == first + 1:  # the first step of all compiles
+                watch.lap()
+            _profile(folder, step, profile)
+            with watch.waiting():
+                batch = next(batches)
+            reported.report(batch)
+            train, numbers = train_step(train, batch.images, batch.labels)
+            loss = _check_finite(float(numbers.loss), step)
+            watch.count(batch_size)
+            log.show_step(step + 1, epoch + 1, settings.epochs, loss, _describe_step(watch, numbers, float(rate(step))))
+            if step % TRACK_STEPS == 0:
+                tracker.log(step + 1, _step_numbers(numbers, float(rate(step)), watch))
 
-        if position == epoch_steps - 1:
-            validation = evaluate(eval_step, averaged_model(train), images, data.labels, data.validation, batch_size)
-            rate = float(learning_rate(settings, total)(step))
-            metrics = _epoch_metrics(epoch, train, batches.size, rate, validation, time.monotonic() - began)
-            is_best = not history or metrics.score > max(earlier.score for earlier in history)
-            history.append(metrics)
-            if is_best:
-                save_averaged_model(folder / BEST, run.config, train)
-            save_averaged_model(folder / LAST, run.config, train)
-            write_metrics(folder, history)
-            log.write(_describe(metrics, settings.epochs) + ("  best" if is_best else ""))
-        stopping = stopped() or log.closed
-        if position == epoch_steps - 1 or stopping or time.monotonic() - saved > SAVE_SECONDS:
-            # Last of all: a kill before this line repeats the epoch, and writes the same files again.
-            save_training_state(folder / TRAINING_STATE, train, history)
-            saved = time.monotonic()
-        if stopping and step + 1 < total:
-            return None
-    return _finish(folder, run, data, history, eval_step, log)
+            if position == epoch_steps - 1:
+                speed, share = watch.speed, watch.share_waited
+                validation = evaluate(eval_step, averaged_model(train), held_out, batch_size, workers)
+                images = epoch_steps * batch_size
+                metrics = EpochMetrics(
+                    epoch=epoch + 1,
+                    step=int(train.step),
+                    learning_rate=float(rate(step)),
+                    train_loss=float(train.loss) / images,
+                    train_accuracy=float(train.correct) / images,
+                    validation_loss=validation.loss,
+                    validation_accuracy=validation.accuracy,
+                    seconds=round(time.monotonic() - began, 2),
+                    gradient_norm=float(numbers.gradient_norm),
+                    images_per_second=round(speed, 1),
+                    data_wait=round(share, 3),
+                    memory_gib=peak_memory(),
+                )
+                is_best = not history or metrics.score > max(earlier.score for earlier in history)
+                history.append(metrics)
+                if is_best:
+                    save_averaged_model(folder / BEST, run.config, train)
+                save_averaged_model(folder / LAST, run.config, train)
+                write_metrics(folder, history)
+                told = {name: value for name, value in metrics._asdict().items() if value is not None}
+                tracker.log(step + 1, told)
+                log.write(_describe(metrics, settings.epochs) + ("  best" if is_best else ""))
+            stopping = stopped() or log.closed
+            if position == epoch_steps - 1 or stopping or time.monotonic() - saved > SAVE_SECONDS:
+                # Last of all: a kill before this line repeats the epoch, and writes the same files again.
+                save_training_state(folder / TRAINING_STATE, train, history)
+                saved = time.monotonic()
+            if stopping and step + 1 < examples.total:
+                return None
+    _profile(folder, examples.total, profile)
+    return _finish(folder, run, data, history, eval_step, log, workers)
 
 
-def _load_or_make(folder: Path, make_initial: Callable[[], TrainState]) -> tuple[TrainState, list[EpochMetrics]]:
+def make_examples(run: Run, data: Data) -> TrainingExamples:
+    """The training images of a run, in its order."""
+    settings = run.settings
+    batch_size = choose_batch_size(settings, data.train)
+    total = settings.epochs * (len(data.train) // batch_size)
+    changes = make_changes(settings, run.input_spec.mean)
+    return TrainingExamples(
+        data.images, data.labels, data.train, changes, settings.seed, batch_size, settings.repeats, total
+    )
+
+
+class _Reported:
+    """Says of each file that turns out to be unreadable so, once."""
+
+    def __init__(self, data: Data, log: ProgressLog) -> None:
+        self._data, self._log, self._seen = data, log, set[int]()
+
+    def report(self, batch: Batch) -> None:
+        for index in batch.unreadable[batch.unreadable >= 0].tolist():
+            if index not in self._seen and not isinstance(self._data.images, np.ndarray):
+                self._seen.add(index)
+                path = self._data.images.path(index)
+                self._log.write(to_printable(f"{path} cannot be read, the next image takes its place"))
+
+
+def _load_or_make(
+    folder: Path, run: Run, make_initial: Callable[[tuple[Arrays, Arrays] | None], TrainState]
+) -> tuple[TrainState, list[EpochMetrics]]:
     """The training state of the folder, or the initial one where the run was killed before it saved any."""
     path = folder / TRAINING_STATE
-    return load_training_state(path, make_initial) if path.exists() else (make_initial(), [])
+    if path.exists():
+        return load_training_state(path, functools.partial(make_initial, None))
+    return make_initial(load_start(run)), []
+
+
+def _profile(folder: Path, step: int, profile: tuple[int, int] | None) -> None:
+    """Start or stop the trace before this step."""
+    if profile is None:
+        return
+    first, last = profile
+    if step == first:
+        jax.profiler.start_trace(str(folder / "profile"))
+    elif step == last:
+        jax.profiler.stop_trace()
+
+
+def _step_numbers(numbers: StepMetrics, rate: float, watch: Watch) -> dict[str, float]:
+    return {
+        "loss": float(numbers.loss),
+        "gradient_norm": float(numbers.gradient_norm),
+        "learning_rate": rate,
+        "images_per_second": watch.speed,
+        "data_wait": watch.share_waited,
+    }
+
+
+def _describe_step(watch: Watch, numbers: StepMetrics, rate: float) -> str:
+    return (
+        f"{watch.speed:,.0f} images/s, {watch.share_waited:.0%} waiting for data, rate {rate:.2g}, "
+        f"gradient {float(numbers.gradient_norm):.2g}"
+    )
 
 
 def _check_finite(loss: float, step: int) -> float:
     if not np.isfinite(loss):
         raise ValueError(f"the loss is {loss} after step {step + 1}: try a smaller --learning-rate")
     return loss
-
-
-def _epoch_metrics(
-    epoch: int, train: TrainState, images: int, rate: float, validation: Evaluation, seconds: float
-) -> EpochMetrics:
-    return EpochMetrics(
-        epoch=epoch + 1,
-        step=int(train.step),
-        learning_rate=rate,
-        train_loss=float(train.loss) / images,
-        train_accuracy=float(train.correct) / images,
-        validation_loss=validation.loss,
-        validation_accuracy=validation.accuracy,
-        seconds=round(seconds, 2),
-    )
 
 
 def _describe(metrics: EpochMetrics, epochs: int) -> str:
@@ -129,28 +234,33 @@ def _describe(metrics: EpochMetrics, epochs: int) -> str:
 
 
 def _finish(
-    folder: Path, run: Run, data: Data, history: list[EpochMetrics], step: EvalStep, log: ProgressLog
+    folder: Path, run: Run, data: Data, history: list[EpochMetrics], step: EvalStep, log: ProgressLog, workers: int
 ) -> FinalMetrics:
     """Test the best checkpoint, and draw the two figures."""
     model, state = load(folder / BEST)
-    images = jnp.asarray(data.images)
-    batch_size = min(run.settings.batch_size, len(data.train))
-    test = evaluate(step, to_dicts(model, state), images, data.labels, data.test, batch_size)
+    examples = EvaluationExamples(data.images, data.labels, data.test)
+    test = evaluate(step, to_dicts(model, state), examples, choose_batch_size(run.settings, data.train), workers)
     best = max(history, key=lambda metrics: metrics.score)
     result = FinalMetrics(BEST, best.epoch, test.loss, test.accuracy)
     write_metrics(folder, [*history, result])
-    title = (
-        f"{run.settings.model}, {count_params(model):,} parameters: {test.accuracy:.2%} of {len(data.test)} test images"
-    )
-    mistakes = round((1 - test.accuracy) * len(data.test))
-    samples = data.images[data.test], data.labels[data.test], test.probabilities, data.classes
-    caption = f"{mistakes} of {len(data.test)} test images wrong; then the least certain correct ones"
+    tested = len(test.indices)
+    title = f"{run.settings.model}, {count_params(model):,} parameters: {test.accuracy:.2%} of {tested} test images"
+    mistakes = round((1 - test.accuracy) * tested)
+    caption = f"{mistakes} of {tested} test images wrong; then the least certain correct ones"
     for name, draw in (
         (CURVES, lambda path: draw_curves(path, history, title)),
-        (SAMPLES, lambda path: draw_samples(path, *samples, caption)),
+        (SAMPLES, lambda path: _draw_samples(path, data, test, caption)),
     ):
         try:
             draw(folder / name)
         except Exception as error:  # whatever a plotting library raises: the result is there
             log.write(f"{name} could not be drawn: {' '.join(str(error).split())}")
     return result
+
+
+def _draw_samples(path: Path, data: Data, test: Evaluation, caption: str) -> None:
+    """The images that tell most; only they are read again."""
+    labels = data.labels[test.indices]
+    chosen = pick_samples(test.probabilities, labels)
+    indices = test.indices[chosen]
+    draw_samples(path, data.images[indices], labels[chosen], test.probabilities[chosen], data.classes, caption)

@@ -1,6 +1,8 @@
 """Image files as arrays: upright, grey or RGB, of one size; whatever a decoder raises is one unreadable file."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,20 @@ def open_image(path: Path, channels: int) -> Image.Image:
 
     **Raises:** `ValueError` that names the file and says why it cannot be read.
     """
+    with _opened(path) as image:
+        image.load()
+        return _to_opaque_8_bit(_turn_upright(image)).convert("L" if channels == 1 else "RGB")
+
+
+def check_header(path: Path) -> None:
+    """Raise `ValueError` that names the file unless it begins as an image does. What follows may still be damaged."""
+    with _opened(path):
+        pass
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image file; whatever goes wrong with it, here or within, is a `ValueError` that names it."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not an image")
     if not path.exists():
@@ -49,8 +65,7 @@ def open_image(path: Path, channels: int) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of odd metadata and of more pixels than half its limit
             with Image.open(path) as image:
-                image.load()
-                return _to_opaque_8_bit(_turn_upright(image)).convert("L" if channels == 1 else "RGB")
+                yield image
     except Image.UnidentifiedImageError as error:
         raise ValueError(f"{path} is not an image that Pillow can read") from error
     except Image.DecompressionBombError as error:

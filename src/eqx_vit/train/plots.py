@@ -63,7 +63,7 @@ def draw_samples(
     """Up to 40 images, the predicted label above the true one: mistakes in red, then the least certain correct ones."""
     predicted = probabilities.argmax(axis=1)
     wrong = predicted != labels
-    order = np.lexsort((probabilities.max(axis=1), ~wrong))[:40]
+    order = pick_samples(probabilities, labels)
     columns = min(10, len(order))
     rows = -(-len(order) // columns)
     # All images in one frame, each in a cell one wide and GAP high: a frame an image takes matplotlib ten times longer.
@@ -90,6 +90,14 @@ def draw_samples(
     axes.set(xlim=(-0.05, columns + 0.05), ylim=(GAP * rows, -0.05))  # imshow has moved them
     figure.suptitle(to_printable(title), parse_math=False)
     write_figure(path, figure)
+
+
+def pick_samples(
+    probabilities: Float[np.ndarray, "images classes"], labels: Int[np.ndarray, " images"]
+) -> Int[np.ndarray, " chosen"]:
+    """The places of the images that tell most: mistakes, then the least certain correct ones."""
+    wrong = probabilities.argmax(axis=1) != labels
+    return np.lexsort((probabilities.max(axis=1), ~wrong))[:40]
 
 
 def shorten_label(name: str, width: int = 14) -> str:

@@ -49,9 +49,10 @@ class ProgressLog:
         """Show that training starts, or goes on, after `step` steps; the first one compiles."""
         self._bar.reset(self._task, total=total, completed=step, description="compiling")
 
-    def show_step(self, step: int, epoch: int, epochs: int, loss: float) -> None:
-        """Show that a step is done; `loss` is that of its batch."""
-        self._bar.update(self._task, completed=step, description=f"epoch {epoch}/{epochs}", note=f"loss {loss:.3f}")
+    def show_step(self, step: int, epoch: int, epochs: int, loss: float, note: str = "") -> None:
+        """Show that a step is done; `loss` is that of its batch, `note` whatever else there is to say."""
+        note = f"loss {loss:.3f}" + (f", {note}" if note else "")
+        self._bar.update(self._task, completed=step, description=f"epoch {epoch}/{epochs}", note=note)
 
 
 class _Console(Console):

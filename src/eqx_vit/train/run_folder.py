@@ -1,10 +1,10 @@
-"""A run and its folder: starting one, reading it back, and the records that it keeps."""
+"""A run and its folder: claiming one, reading it back, and the records that it keeps."""
 
 import dataclasses
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -12,10 +12,7 @@ from typing import BinaryIO, NamedTuple
 from eqx_vit.files import write_atomically
 from eqx_vit.registry import AnyConfig, config_from_json, config_to_json
 from eqx_vit.train.augment import InputSpec
-from eqx_vit.train.config import Settings, make_model_config, make_settings
-from eqx_vit.train.data import DIGITS, Data, channel_statistics, load_data
-from eqx_vit.train.image_folder import find_classes
-from eqx_vit.train.progress import ProgressLog
+from eqx_vit.train.settings import Settings
 
 RUNS = Path("runs")  # the parent of folders without a name of their own
 CONFIG, METRICS = "config.json", "metrics.jsonl"
@@ -41,7 +38,13 @@ class Run(NamedTuple):
 
 
 class EpochMetrics(NamedTuple):
-    """A line of `metrics.jsonl`: `step` is the number of steps done, `seconds` the time since training began."""
+    """A line of `metrics.jsonl`.
+
+    **Attributes:** `step`, the number of steps done; `seconds` since training began; of the epoch's last step
+    `learning_rate` and `gradient_norm`, before it is clipped; of the training part of the epoch `images_per_second` and
+    `data_wait`, the share of its time in which it waited for images; `memory_gib`, the most that the process (on an
+    accelerator: the device) has held, in 2^30 bytes.
+    """
 
     epoch: int
     step: int
@@ -51,6 +54,10 @@ class EpochMetrics(NamedTuple):
     validation_loss: float
     validation_accuracy: float
     seconds: float
+    gradient_norm: float | None = None
+    images_per_second: float | None = None
+    data_wait: float | None = None
+    memory_gib: float | None = None
 
     @property
     def score(self) -> tuple[float, float]:
@@ -65,62 +72,6 @@ class FinalMetrics(NamedTuple):
     epoch: int
     test_loss: float
     test_accuracy: float
-
-
-def start_run(given: Mapping[str, object], log: ProgressLog) -> tuple[Run, Data]:
-    """A run with the given settings (see `Settings`), the others at the defaults that suit the model; not yet written.
-
-    **Raises:** `ValueError` for a wrong setting, model, or image folder.
-    """
-    settings = make_settings(given)
-    names = find_classes(Path(settings.data)) if settings.data else DIGITS
-    config, size = make_model_config(settings.model, settings.changes, settings.image_size, len(names))
-    data = load_data(settings.data, size, config.channels, log)
-    spec = InputSpec(size, config.channels, *channel_statistics(data))
-    _, height, width, _ = data.images.shape
-    return Run(settings, config, spec, (height, width), data.classes, data.fingerprint, data.split), data
-
-
-def resume_run(folder: Path, given: Mapping[str, object], log: ProgressLog) -> tuple[Run, Data]:
-    """The run in a folder, with its data loaded again. Where `given` has another folder with the same data, they have
-    moved, and the run's config.json names that one from now on.
-
-    **Raises:** `ValueError` for settings in `given` that differ from the run's own, or data that have changed since.
-    """
-    run = read_run(folder)
-    # A run goes on as it began: with other settings, none would describe it.
-    own = json.loads(json.dumps(dataclasses.asdict(run.settings)))
-    wanted = json.loads(json.dumps({name: value for name, value in given.items() if name != "data"}))
-    differing = [f"{name} is {own[name]!r}, not {value!r}" for name, value in wanted.items() if own[name] != value]
-    if differing:
-        raise ValueError(f"a resumed run keeps its settings, these differ: {'; '.join(differing)}")
-    moved = move_data(run, given["data"]) if "data" in given else run
-    data = reload_data(moved, log)
-    if moved != run:
-        write_run(folder, moved)
-    return moved, data
-
-
-def move_data(run: Run, folder: object) -> Run:
-    """The run with its data in another folder; what is there `reload_data` checks."""
-    return run._replace(settings=dataclasses.replace(run.settings, data=folder))
-
-
-def reload_data(run: Run, log: ProgressLog) -> Data:
-    """The data that a run was started with.
-
-    **Raises:** `ValueError` where they have changed since, or are gone.
-    """
-    source = run.settings.data
-    if source is not None and not Path(source).exists():
-        raise ValueError(f"there is no folder {source}: where the run's images have moved, give --data FOLDER")
-    data = load_data(source, run.source_size, run.input_spec.channels, log)
-    if data.fingerprint != run.fingerprint:
-        raise ValueError(
-            f"the images of {source or 'the digits'} have changed since the run was started, or are others: "
-            "start a new run"
-        )
-    return data
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""One training step and one evaluation step: the two compiled functions of a run, and their optimiser.
+"""One training step and one evaluation step: the two compiled functions of a run.
 
 They work on `eqx_vit.transform(config)`, plain nested dicts of arrays: cheap to pass, and named as files want them.
 """
@@ -12,22 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, UInt8
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from eqx_vit.create import build
-from eqx_vit.functional import Transformed, transform
-from eqx_vit.parameters import cast, decay_mask
-from eqx_vit.paths import path_name
+from eqx_vit.create import make_skeleton
+from eqx_vit.functional import Transformed, call, transform
+from eqx_vit.parameters import cast
+from eqx_vit.paths import named_leaves
 from eqx_vit.registry import AnyConfig
-from eqx_vit.train.augment import AffineAugmentation, InputSpec, identity_affines, prepare_batch, random_affines
-from eqx_vit.train.config import Settings
-
-FINAL_FRACTION = 0.01  # of the peak learning rate, at the last step
+from eqx_vit.train.augment import AffineAugmentation, InputSpec, augment_batch, identity_affines, prepare_batch
+from eqx_vit.train.losses import make_objective, total_loss
+from eqx_vit.train.mixing import erase_randomly, mix_batch
+from eqx_vit.train.settings import Settings
+from eqx_vit.train.teacher import Teacher
 
 Arrays: TypeAlias = dict[str, Any]  # nested
-Images: TypeAlias = UInt8[Array, "images height width source_channels"]
-Indices: TypeAlias = Int[Array, " batch"] | Int[np.ndarray, " batch"]  # numpy's where JAX_DISABLE_JIT is set
+Labels: TypeAlias = Int[Array, " batch"]
 
 
 class TrainState(NamedTuple):
@@ -50,57 +49,57 @@ class TrainState(NamedTuple):
 class StepConfig(NamedTuple):
     """What a training step needs beside its arrays; all of it is fixed when the step is compiled."""
 
-    apply: Callable[..., tuple[Array, Arrays]]
+    config: AnyConfig
+    two_heads: bool  # whether the second one learns from a teacher
+    teach: Callable[..., Array] | None
     optimiser: optax.GradientTransformation
     input_spec: InputSpec
     augmentation: AffineAugmentation
-    dtype: DTypeLike
-    label_smoothing: float
-    ema_decay: float
-    seed: int
+    settings: Settings
+
+
+class StepMetrics(NamedTuple):
+    """The loss of a batch, and the norm of its gradient before it is clipped."""
+
+    loss: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
 
 
 AnyArray: TypeAlias = Array | np.ndarray
-TrainStep: TypeAlias = Callable[[TrainState, AnyArray, AnyArray, AnyArray], tuple[TrainState, Array]]
-EvalStep: TypeAlias = Callable[[Arrays, Arrays, AnyArray, AnyArray], Array]
 
 
-def learning_rate(settings: Settings, steps: int) -> Callable[[ArrayLike], Array]:
-    """The learning rate by step: a line up from 0, then half a cosine down to a hundredth of the peak."""
-    peak = settings.learning_rate
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, peak, warmup_steps=int(settings.warmup * steps), decay_steps=steps, end_value=FINAL_FRACTION * peak
-    )
-    # An int would not pass strict promotion.
-    return lambda step: jnp.asarray(schedule(jnp.asarray(step, dtype=jnp.float32)))
+class TrainStep(NamedTuple):
+    """`step(train_state, images, labels) -> (train_state, metrics)`; a teacher's arrays are no part of the program."""
+
+    compiled: Callable[..., tuple[TrainState, StepMetrics]]
+    teacher: tuple[Arrays, Arrays] | None
+
+    def __call__(self, train: TrainState, images: AnyArray, labels: AnyArray) -> tuple[TrainState, StepMetrics]:
+        return self.compiled(train, images, labels, self.teacher)
 
 
-def make_optimiser(config: AnyConfig, settings: Settings, steps: int) -> optax.GradientTransformation:
-    """AdamW with a warm-up, a cosine schedule and clipped gradients, for a run of so many steps.
-
-    For the parameters of a config as `eqx_vit.transform` has them. Weight decay reaches the weights of linear maps and
-    convolutions alone (`eqx_vit.decay_mask`).
-    """
-    model, _ = eqx.filter_eval_shape(build, config, jax.random.key(0))
-    decayed = {path_name(path) for path, decays in jax.tree_util.tree_leaves_with_path(decay_mask(model)) if decays}
-
-    def mask(params: PyTree) -> PyTree:
-        return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path) in decayed, params)
-
-    return optax.chain(
-        optax.clip_by_global_norm(settings.clip_norm),
-        optax.adamw(learning_rate(settings, steps), weight_decay=settings.weight_decay, mask=mask),
-    )
+EvalStep: TypeAlias = Callable[[Arrays, Arrays, AnyArray], Array]
 
 
-def initial_state(config: AnyConfig, optimiser: optax.GradientTransformation, seed: int) -> TrainState:
-    """The state before the first step."""
-    return _initial_state(transform(config), optimiser, seed)
+def initial_state(
+    config: AnyConfig,
+    optimiser: optax.GradientTransformation,
+    seed: int,
+    start: tuple[Arrays, Arrays] | None = None,
+) -> TrainState:
+    """The state before the first step: of a fresh model, or of `start`, (params, state)."""
+    if start is None:
+        return _initial_state(transform(config), optimiser, seed)
+    return jax.jit(functools.partial(_start, optimiser))(start)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _initial_state(model: Transformed, optimiser: optax.GradientTransformation, seed: int) -> TrainState:
-    params, state = jax.tree.map(_drop_weak_type, model.init(jax.random.fold_in(jax.random.key(seed), 0)))
+    return _start(optimiser, model.init(jax.random.fold_in(jax.random.key(seed), 0)))
+
+
+def _start(optimiser: optax.GradientTransformation, model: tuple[Arrays, Arrays]) -> TrainState:
+    params, state = jax.tree.map(_drop_weak_type, model)
     ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": state["batch_stats"]})
     zero = jnp.zeros((), dtype=jnp.int32)
     return TrainState(params, state, ema, optimiser.init(params), zero, jnp.zeros(()), zero)
@@ -112,48 +111,72 @@ def averaged_model(train: TrainState) -> tuple[Arrays, Arrays]:
 
 
 def make_train_step(
-    config: AnyConfig, optimiser: optax.GradientTransformation, settings: Settings, input_spec: InputSpec
+    config: AnyConfig,
+    optimiser: optax.GradientTransformation,
+    settings: Settings,
+    input_spec: InputSpec,
+    teacher: Teacher | None = None,
 ) -> TrainStep:
-    """`step(train_state, images, labels, indices) -> (train_state, loss)` on the batch of images at `indices`.
+    """`step(train_state, images, labels) -> (train_state, metrics)` on a batch of images of 0 to 255.
 
-    The loss is the mean of this batch. The old state is donated, and gone.
+    The old state is donated, and gone.
     """
-    step_config = StepConfig(
-        apply=transform(config).apply,
-        optimiser=optimiser,
-        input_spec=input_spec,
-        augmentation=AffineAugmentation(settings.rotate, settings.shift, settings.zoom, settings.flip),
-        dtype=jnp.bfloat16 if settings.precision == "bf16" else jnp.float32,
-        label_smoothing=settings.label_smoothing,
-        ema_decay=settings.ema,
-        seed=settings.seed,
-    )
-    return jax.jit(functools.partial(_train_step, step_config), donate_argnums=0)
+    step_config = make_step_config(config, optimiser, settings, input_spec, teacher)
+    compiled = jax.jit(functools.partial(train_step, step_config), donate_argnums=0)
+    return TrainStep(compiled, None if teacher is None else teacher.arrays)
+
+
+def make_step_config(
+    config: AnyConfig,
+    optimiser: optax.GradientTransformation,
+    settings: Settings,
+    input_spec: InputSpec,
+    teacher: Teacher | None = None,
+) -> StepConfig:
+    """What `train_step` needs beside its arrays."""
+    heads = {name.split(".")[0] for name in named_leaves(make_skeleton(config)[0])}
+    augmentation = AffineAugmentation(settings.rotate, settings.shift, settings.zoom, settings.flip)
+    teach = None if teacher is None else teacher.apply
+    two_heads = teacher is not None and "head_dist" in heads
+    return StepConfig(config, two_heads, teach, optimiser, input_spec, augmentation, settings)
 
 
 def make_eval_step(config: AnyConfig, input_spec: InputSpec) -> EvalStep:
-    """`step(params, state, images, indices) -> logits` in inference mode, of the batch of images at `indices`."""
+    """`step(params, state, images) -> logits` in inference mode, of a batch of images of 0 to 255."""
     return jax.jit(functools.partial(_eval_step, transform(config).apply, input_spec))
 
 
-def _train_step(
-    config: StepConfig, train: TrainState, images: Images, labels: Int[Array, " images"], indices: Indices
-) -> tuple[TrainState, Float[Array, ""]]:
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), train.step)
+def train_step(
+    config: StepConfig, train: TrainState, images: AnyArray, labels: AnyArray, teacher: tuple[Arrays, Arrays] | None
+) -> tuple[TrainState, StepMetrics]:
+    """One step: augment, differentiate, update. Its random numbers are a function of (seed, step)."""
+    settings = config.settings
+    images, labels = jnp.asarray(images), jnp.asarray(labels)  # numpy's where JAX_DISABLE_JIT is set
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(settings.seed), 1), train.step)
     augmentation_key, model_key = jax.random.split(key)
-    affines = random_affines(augmentation_key, indices.shape[0], config.augmentation)
-    batch, targets = prepare_batch(images[indices], config.input_spec, affines), labels[indices]
+    batch = augment_batch(augmentation_key, images, config.input_spec, config.augmentation)
+    targets = jax.nn.one_hot(labels, config.config.num_classes)
+    mix_key, erase_key = jax.random.split(jax.random.fold_in(augmentation_key, 1))
+    if settings.erase:
+        batch = erase_randomly(erase_key, batch, settings.erase)
+    if settings.mixup or settings.cutmix:
+        batch, targets = mix_batch(
+            mix_key, batch, targets, settings.mixup, settings.cutmix, probability=settings.mix_probability
+        )
+    teacher_logits = None if config.teach is None else config.teach(teacher, batch)
 
     gradient = jax.grad(_loss, argnums=1, has_aux=True)
-    gradients, (state, loss, correct) = gradient(config, train.params, train.state, model_key, batch, targets)
+    gradients, (state, loss, plain, correct) = gradient(
+        config, train.params, train.state, model_key, batch, labels, targets, teacher_logits
+    )
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam does not pass the strict one
         updates, optimiser = config.optimiser.update(gradients, train.optimiser, train.params)
     params = eqx.apply_updates(train.params, updates)
 
-    ema = _update_average(config.ema_decay, train.step, train.ema, params, state["batch_stats"])
+    ema = _update_average(settings.ema, train.step, train.ema, params, state["batch_stats"])
+    metrics = StepMetrics(loss, optax.tree.norm(gradients))
     correct = train.correct + correct.astype(jnp.int32)
-    train = TrainState(params, state, ema, optimiser, train.step + 1, train.loss + loss, correct)
-    return train, loss / indices.shape[0]
+    return TrainState(params, state, ema, optimiser, train.step + 1, train.loss + plain, correct), metrics
 
 
 def _loss(
@@ -162,18 +185,22 @@ def _loss(
     state: Arrays,
     key: PRNGKeyArray,
     images: Float[Array, "batch height width channels"],
-    labels: Int[Array, " batch"],
-) -> tuple[Float[Array, ""], tuple[Arrays, Float[Array, ""], Int[Array, ""]]]:
-    """The smoothed cross-entropy, and (state after, sum of the plain cross-entropy, number of correct predictions)."""
+    labels: Labels,
+    targets: Float[Array, "batch classes"],
+    teacher: Float[Array, "batch classes"] | None,
+) -> tuple[Float[Array, ""], tuple[Arrays, Float[Array, ""], Float[Array, ""], Int[Array, ""]]]:
+    """The loss, and (state after, the loss, sum of the plain cross-entropy, number of correct predictions)."""
     # The cast is differentiated: gradients are float32, like the weights that they change.
-    params, images = cast((params, images), config.dtype)
-    logits, state = config.apply(params, state, key, images, update_statistics=True)
-    logits = logits.astype(jnp.float32)
-    hard = jax.nn.one_hot(labels, logits.shape[-1])
-    smooth = optax.smooth_labels(hard, config.label_smoothing)
-    plain = jnp.sum(optax.softmax_cross_entropy(logits, hard))
+    dtype = jnp.bfloat16 if config.settings.precision == "bf16" else jnp.float32
+    params, images = cast((params, images), dtype)
+    method = "logits_pair" if config.two_heads else "__call__"
+    result, state = call(config.config, method, params, state, key, images, update_statistics=True)
+    own, distilled = (logits.astype(jnp.float32) for logits in (result if config.two_heads else (result, result)))
+    logits = (own + distilled) / 2 if config.two_heads else own
+    plain = jnp.sum(optax.softmax_cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1])))
     correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels)
-    return jnp.mean(optax.softmax_cross_entropy(logits, smooth)), (state, plain, correct)
+    loss = total_loss(make_objective(config.settings), own, distilled, targets, teacher)
+    return loss, (state, loss, plain, correct)
 
 
 def _update_average(decay: float, step: Int[Array, ""], average: Arrays, params: Arrays, batch_stats: Arrays) -> Arrays:
@@ -188,14 +215,10 @@ def _update_average(decay: float, step: Int[Array, ""], average: Arrays, params:
 
 
 def _eval_step(
-    apply: Callable[..., tuple[Array, Arrays]],
-    input_spec: InputSpec,
-    params: Arrays,
-    state: Arrays,
-    images: Images,
-    indices: Indices,
+    apply: Callable[..., tuple[Array, Arrays]], input_spec: InputSpec, params: Arrays, state: Arrays, images: AnyArray
 ) -> Float[Array, "batch classes"]:
-    batch = prepare_batch(images[indices], input_spec, identity_affines(indices.shape[0]))
+    images = jnp.asarray(images)
+    batch = prepare_batch(images, input_spec, identity_affines(len(images)))
     logits, _ = apply(params, state, None, batch)
     return logits.astype(jnp.float32)
 

@@ -1,0 +1,84 @@
+"""Images that stay in their files, and are decoded when they are needed."""
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from eqx_vit.train.crops import centre_crop
+from eqx_vit.train.pictures import check_header, open_image, read_image
+
+THREADS = 16  # that look at the headers of files, which may lie on a network
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Image files, to be indexed like an array of all their images.
+
+    **Attributes:** `paths`, as bytes; `size`, (height, width), and `channels` of the arrays; `crop_fraction`, the share
+    of the resized image that is kept about its centre.
+    """
+
+    paths: np.ndarray
+    size: tuple[int, int]
+    channels: int
+    crop_fraction: float
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def path(self, index: int) -> Path:
+        """The file of an image."""
+        return Path(os.fsdecode(bytes(self.paths[index])))
+
+    def open(self, index: int) -> Image.Image:
+        """The whole image, upright.
+
+        **Raises:** `ValueError` that names the file and says why it cannot be read.
+        """
+        return open_image(self.path(index), self.channels)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """That of all images in one array."""
+        return (len(self), *self.size, self.channels)
+
+    def __getitem__(self, index: int | Int[np.ndarray, " indices"]) -> UInt8[np.ndarray, "..."]:
+        """An image as evaluation sees it, or several.
+
+        **Raises:** `ValueError` as `open` does.
+        """
+        if isinstance(index, np.ndarray):
+            return np.stack([self[int(one)] for one in index])
+        if self.crop_fraction == 1:
+            return read_image(self.path(index), self.size, self.channels)
+        return to_array(centre_crop(self.open(index), self.size, self.crop_fraction))
+
+
+def to_array(image: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
+    """An 8-bit image as an array, with an axis of channels where it is grey."""
+    return np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, -1)
+
+
+def to_bytes(paths: Sequence[Path]) -> np.ndarray:
+    """Paths as one array: a list of a million strings would be copied to each worker one by one."""
+    return np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
+
+
+def find_unreadable(paths: Sequence[Path]) -> Iterable[str | None]:
+    """For each file, in order, None or why it is no image: only its header is read."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        yield from pool.map(_find_problem, paths, chunksize=64)
+
+
+def _find_problem(path: Path) -> str | None:
+    try:
+        check_header(path)
+    except ValueError as error:
+        return str(error)
+    return None
