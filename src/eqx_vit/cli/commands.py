@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
 import equinox as eqx
@@ -22,25 +23,25 @@ from eqx_vit.train.settings import Settings
 
 if TYPE_CHECKING:
     from eqx_vit.train.data import Data
+    from eqx_vit.train.progress import ProgressLog
     from eqx_vit.train.run_folder import Run
 
+LISTED = ("learning_rate", "weight_decay", "drop_path")  # options that take a list, of runs trained as one
 HEADINGS = ("name", "parameters", "multiply-adds", "image size", "weights")
 
 
 def train(options: argparse.Namespace) -> int:
     """`eqx-vit train`."""
-    from eqx_vit.train.loop import train_run
     from eqx_vit.train.progress import ProgressLog
     from eqx_vit.train.run_folder import check_free, claim_folder, lock_folder, newest_folder, read_run
+    from eqx_vit.train.show import write_batch
     from eqx_vit.train.start import resume_run, start_run
 
-    names = [field.name for field in dataclasses.fields(Settings)]
-    given = {name: value for name, value in vars(options).items() if name in names and value is not None}
-    if options.set:
-        given["changes"] = parse_changes(options.set)
-
+    given, lists = _read_settings(options)
     with ProgressLog() as log, ExitStack() as held:
         if options.resume is not None:
+            if lists or options.seeds:
+                raise ValueError("--resume goes on with the runs as they are: give it without --seeds and lists")
             named = [path for path in (options.resume and Path(options.resume), options.output) if path]
             if len({path.resolve() for path in named}) > 1:
                 raise ValueError(f"--resume {named[0]} and --output {named[1]} are two folders: give one")
@@ -51,26 +52,98 @@ def train(options: argparse.Namespace) -> int:
         else:
             if options.output:
                 check_free(options.output)
-            run, data = start_run(given, log)
+            run, data = start_run(given, log, options.seeds, lists)
             folder = held.enter_context(claim_folder(options.output, run))
         log.write(_headline(run, data, folder))
+        if options.show_batch:
+            print(write_batch(folder, run, data))
+            return 0
         with catch_signals(log.write) as stopped:
-            result = train_run(folder, run, data, log, stopped)
+            return _run(options, folder, run, data, log, stopped)
+
+
+def _read_settings(options: argparse.Namespace) -> tuple[dict[str, object], dict[str, tuple[float, ...]]]:
+    """(settings, those of which there is a list), of the recipe and the options beside it."""
+    from eqx_vit.train.recipes import load_recipe
+
+    given: dict[str, object] = {}
+    changes: dict[str, object] = {}
+    if options.recipe is not None:
+        given = load_recipe(options.recipe).settings | {"recipe": options.recipe}
+        from_recipe = given.get("changes")
+        changes = {**from_recipe} if isinstance(from_recipe, dict) else {}
+    names = [field.name for field in dataclasses.fields(Settings)]
+    own = {name: value for name, value in vars(options).items() if name in names and value is not None}
+    lists = {name: value for name, value in vars(options).items() if name in LISTED and isinstance(value, tuple)}
+    if options.drop_path is not None and "drop_path" not in lists:
+        changes["drop_path"] = options.drop_path
+    changes |= parse_changes(options.set or [])
+    given |= {name: value for name, value in own.items() if name not in lists}
+    given |= {name: values[0] for name, values in lists.items() if name in names}
+    if options.freeze:
+        given["freeze"] = tuple(options.freeze)
+    return given | ({"changes": changes} if changes else {}), lists
+
+
+def _run(
+    options: argparse.Namespace, folder: Path, run: "Run", data: "Data", log: "ProgressLog", stopped: Callable[[], bool]
+) -> int:
+    """Train the run, or all members of one, and say what came out."""
+    from eqx_vit.train.loop import train_run
+    from eqx_vit.train.population import train_population
+    from eqx_vit.train.trackers import make_tracker
+
+    if run.members:
+        if options.track or options.profile:
+            raise ValueError("--track and --profile are for single runs: give them without --seeds and lists")
+        found = train_population(folder, run, data, log, stopped, workers=options.workers)
+        result = None
+        if found is not None:
+            result = (
+                f"test accuracy {mean(found.test_accuracies):.2%} ± {stdev(found.test_accuracies):.2%} of "
+                f"{len(run.members)} runs (best by validation: {run.members[found.best]}, "
+                f"{found.test_accuracies[found.best]:.2%}); they are in {folder}"
+            )
+    else:
+        tracker = make_tracker(options.track, folder, dataclasses.asdict(run.settings))
+        try:
+            final = train_run(
+                folder, run, data, log, stopped, workers=options.workers, tracker=tracker, profile=options.profile
+            )
+        finally:
+            tracker.close()
+        result = None
+        if final is not None:
+            result = (
+                f"test accuracy {final.test_accuracy:.2%} ({len(data.test)} images, weights of epoch {final.epoch}); "
+                f"the run is in {folder}"
+            )
     if result is None:
         print(f"stopped; go on with: eqx-vit train --resume {folder}", file=sys.stderr)
         return 130
-    print(
-        f"test accuracy {result.test_accuracy:.2%} ({len(data.test)} images, weights of epoch {result.epoch}); "
-        f"the run is in {folder}"
-    )
+    print(result)
+    return 0
+
+
+def recipes(options: argparse.Namespace) -> int:
+    """`eqx-vit recipes`."""
+    from eqx_vit.train.recipes import describe_recipes
+
+    print(describe_recipes())
     return 0
 
 
 def evaluate(options: argparse.Namespace) -> int:
     """`eqx-vit evaluate RUN`."""
+    from eqx_vit.train.evaluate_preset import evaluate_preset
     from eqx_vit.train.inference import evaluate_run
 
-    print(evaluate_run(options.run, options.checkpoint, options.split, options.data))
+    if str(options.run) in list_models() and not options.run.exists():
+        if options.data is None:
+            raise ValueError(f"evaluate {options.run} needs --data FOLDER, with one sub-folder for each of its classes")
+        print(evaluate_preset(str(options.run), options.data, options.workers))
+    else:
+        print(evaluate_run(options.run, options.checkpoint, options.split or "test", options.data, options.workers))
     return 0
 
 
@@ -142,7 +215,9 @@ def _headline(run: "Run", data: "Data", folder: Path) -> str:
 
     counts = f"{len(data.train)} training, {len(data.validation)} validation and {len(data.test)} test images"
     height, width = run.input_spec.size
+    runs = f"{len(run.members)} runs of " if run.members else ""
     return (
+        f"{runs}"
         f"{run.settings.model} ({type(run.config).__name__.removesuffix('Config')}, {height} x {width} pixels) on "
         f"{run.settings.data or 'digits'}: {len(data.classes)} classes ({list_names(data.classes)}), {counts}; "
         f"run folder {folder}"

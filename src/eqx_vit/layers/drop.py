@@ -42,18 +42,21 @@ class Dropout(eqx.Module):
 class DropPath(eqx.Module):
     """Stochastic depth (Huang et al., arXiv 1603.09382): a whole residual branch is dropped, per image.
 
-    `scale` multiplies the rate: the schedule over depth of most papers is a scan input in [0, 1], not a leaf.
+    `scale` multiplies the rate: the schedule over depth of most papers is a scan input in [0, 1], not a leaf. So does
+    `factor`, an array where models that differ in their rate are trained as one (`eqx.tree_at`).
 
     **Raises:** `ValueError` where it is active (rate above 0, training mode) and gets no key.
     """
 
     rate: float = eqx.field(static=True)
     inference: bool
+    factor: Float[Array, ""] | None
 
     def __init__(self, rate: float) -> None:
         """**Arguments:** `rate`: the probability, in [0, 1)."""
         self.rate = rate
         self.inference = False
+        self.factor = None
 
     def __call__(
         self,
@@ -64,7 +67,8 @@ class DropPath(eqx.Module):
     ) -> Float[Array, "*shape"]:
         if not dropout_active(self):
             return branch
-        keep = jnp.asarray(1 - self.rate * scale, dtype=jnp.float32)
+        rate = self.rate * scale if self.factor is None else self.rate * scale * self.factor
+        keep = jnp.asarray(1 - rate, dtype=jnp.float32)
         kept = save_for_backward(jax.random.bernoulli(require_key(key, "DropPath", self.rate), keep))
         return branch * jnp.where(kept, 1 / keep, jnp.zeros_like(keep)).astype(branch.dtype)
 

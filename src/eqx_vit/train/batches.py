@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Shaped, UInt8
 from PIL import Image
 
 from eqx_vit.train.crops import random_resized_crop, simple_random_crop
@@ -30,7 +30,7 @@ class Batch(NamedTuple):
     is not there, or -1.
     """
 
-    images: UInt8[np.ndarray, "batch height width channels"]
+    images: Shaped[np.ndarray, "batch height width channels"]
     labels: Int[np.ndarray, " batch"]
     unreadable: Int[np.ndarray, " batch"]
 
@@ -108,7 +108,7 @@ class TrainingExamples:
                 image = self._read(chosen, np.random.default_rng([self.seed, 2, step, place]))
             except ValueError:
                 continue
-            return image, self.labels[chosen], np.asarray(NOTHING if chosen == wanted else wanted)
+            return image, np.asarray(self.labels[chosen]), np.asarray(NOTHING if chosen == wanted else wanted)
         raise ValueError("none of the training images can be read any more")
 
     def rows(self, step: int) -> Int[np.ndarray, " batch"]:
@@ -147,9 +147,13 @@ class EvaluationExamples:
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         wanted = int(self.indices[index])
         try:
-            return self.images[wanted], self.labels[wanted], np.asarray(NOTHING)
+            return self.images[wanted], np.asarray(self.labels[wanted]), np.asarray(NOTHING)
         except ValueError:
-            return np.zeros(self.images.shape[1:], dtype=np.uint8), self.labels[wanted], np.asarray(wanted)
+            return (
+                np.zeros(self.images.shape[1:], dtype=self.images.dtype),
+                np.asarray(self.labels[wanted]),
+                np.asarray(wanted),
+            )
 
 
 @contextmanager

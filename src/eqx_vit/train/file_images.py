@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Shaped, UInt8
 from PIL import Image
 
 from eqx_vit.train.crops import centre_crop
 from eqx_vit.train.pictures import check_header, open_image, read_image
+from eqx_vit.weights.preprocessing import Preprocessing
 
 THREADS = 16  # that look at the headers of files, which may lie on a network
 
@@ -21,13 +22,14 @@ class FileImages:
     """Image files, to be indexed like an array of all their images.
 
     **Attributes:** `paths`, as bytes; `size`, (height, width), and `channels` of the arrays; `crop_fraction`, the share
-    of the resized image that is kept about its centre.
+    of the resized image that is kept about its centre; `expected`, where the images are to be normalised too.
     """
 
     paths: np.ndarray
     size: tuple[int, int]
     channels: int
     crop_fraction: float
+    expected: Preprocessing | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -44,17 +46,24 @@ class FileImages:
         return open_image(self.path(index), self.channels)
 
     @property
+    def dtype(self) -> np.dtype:
+        """Of the arrays."""
+        return np.dtype(np.uint8 if self.expected is None else np.float32)
+
+    @property
     def shape(self) -> tuple[int, int, int, int]:
         """That of all images in one array."""
         return (len(self), *self.size, self.channels)
 
-    def __getitem__(self, index: int | Int[np.ndarray, " indices"]) -> UInt8[np.ndarray, "..."]:
+    def __getitem__(self, index: int | Int[np.ndarray, " indices"]) -> Shaped[np.ndarray, "..."]:
         """An image as evaluation sees it, or several.
 
         **Raises:** `ValueError` as `open` does.
         """
         if isinstance(index, np.ndarray):
             return np.stack([self[int(one)] for one in index])
+        if self.expected is not None:
+            return self.expected.apply(self.open(index))
         if self.crop_fraction == 1:
             return read_image(self.path(index), self.size, self.channels)
         return to_array(centre_crop(self.open(index), self.size, self.crop_fraction))

@@ -1,6 +1,6 @@
 """The accuracy of a trained model, and predictions for image files: of a run, or of a preset's released weights."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,28 +51,52 @@ def evaluate(
 
     **Raises:** `ValueError` where none can be read, or a worker that reads them has ended.
     """
+    return evaluate_all(lambda images: step(*model, images)[None], examples, batch_size, workers)[0]
+
+
+def evaluate_all(
+    classify: Callable[[np.ndarray], Array],
+    examples: EvaluationExamples,
+    batch_size: int,
+    workers: int = 0,
+    show: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Evaluation]:
+    """Evaluate several models at once: `classify(images)` gives their logits (models, batch, classes).
+
+    `show(done, total)` is told of the progress.
+
+    **Raises:** `ValueError` as `evaluate` does.
+    """
     indices: list[np.ndarray] = []
     chunks: list[np.ndarray] = []
     with read_batches(examples, batch_size, workers=workers) as batches:
         for number, batch in enumerate(batches):
             kept = batch.unreadable < 0
             own = examples.indices[number * batch_size :][: len(kept)]
-            # The last batch is filled up with its first image: another shape would compile again.
+            # The last batch is filled up with its last image: another shape would compile again.
             fill = [(0, batch_size - len(kept)), *[(0, 0)] * 3]
             images = np.pad(batch.images, fill, mode="edge") if len(kept) < batch_size else batch.images
             indices.append(own[kept])
-            chunks.append(_softmax(np.asarray(step(*model, images))[: len(kept)][kept]))
-    found, probabilities = np.concatenate(indices), np.concatenate(chunks)
+            chunks.append(_softmax(np.asarray(classify(images))[:, : len(kept)][:, kept]))
+            show(min((number + 1) * batch_size, len(examples)), len(examples))
+    found = np.concatenate(indices)
     check(len(found) > 0, "none of the images can be read")
-    targets = examples.labels[found]
-    likelihood = probabilities[np.arange(len(found)), targets].astype(np.float64)
+    return [_judge(own, examples.labels[found], found) for own in np.concatenate(chunks, axis=1)]
+
+
+def _judge(
+    probabilities: Float[np.ndarray, "images classes"],
+    labels: Int[np.ndarray, " images"],
+    indices: Int[np.ndarray, " images"],
+) -> Evaluation:
+    likelihood = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     loss = -np.log(np.maximum(likelihood, np.finfo(np.float64).tiny)).mean()
-    return Evaluation(float(loss), float((probabilities.argmax(axis=1) == targets).mean()), probabilities, found)
+    return Evaluation(float(loss), float((probabilities.argmax(axis=1) == labels).mean()), probabilities, indices)
 
 
-def _softmax(logits: Float[np.ndarray, "images classes"]) -> Float[np.ndarray, "images classes"]:
-    exponentials = np.exp((logits - logits.max(axis=1, keepdims=True)).astype(np.float64))
-    return (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
+def _softmax(logits: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    exponentials = np.exp((logits - logits.max(axis=-1, keepdims=True)).astype(np.float64))
+    return (exponentials / exponentials.sum(axis=-1, keepdims=True)).astype(np.float32)
 
 
 def evaluate_run(folder: Path, checkpoint: str, split: str, data_folder: str | None, workers: int = 0) -> str:

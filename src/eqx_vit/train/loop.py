@@ -42,7 +42,6 @@ from eqx_vit.train.run_folder import (
 from eqx_vit.train.step import (
     Arrays,
     EvalStep,
-    StepMetrics,
     TrainState,
     averaged_model,
     initial_state,
@@ -51,7 +50,7 @@ from eqx_vit.train.step import (
 )
 from eqx_vit.train.teacher import load_teacher
 from eqx_vit.train.trackers import Forgetful, Tracker
-from eqx_vit.train.watch import Watch, peak_memory
+from eqx_vit.train.watch import Speed, Watch, peak_memory
 
 SAVE_SECONDS = 60.0  # within long epochs, the state is saved this often
 TRACK_STEPS = 50  # within epochs, a tracker is told this often
@@ -114,27 +113,24 @@ def train_run(
             train, numbers = train_step(train, batch.images, batch.labels)
             loss = _check_finite(float(numbers.loss), step)
             watch.count(batch_size)
-            log.show_step(step + 1, epoch + 1, settings.epochs, loss, _describe_step(watch, numbers, float(rate(step))))
+            now = {"learning_rate": float(rate(step)), "gradient_norm": float(numbers.gradient_norm)}
+            note = f"{watch.read().describe()}, rate {now['learning_rate']:.2g}, gradient {now['gradient_norm']:.2g}"
+            log.show_step(step + 1, epoch + 1, settings.epochs, loss, note)
             if step % TRACK_STEPS == 0:
-                tracker.log(step + 1, _step_numbers(numbers, float(rate(step)), watch))
+                tracker.log(step + 1, {"loss": loss, **now, **watch.read()._asdict()})
 
             if position == epoch_steps - 1:
-                speed, share = watch.speed, watch.share_waited
+                speed, images = watch.read(), epoch_steps * batch_size
                 validation = evaluate(eval_step, averaged_model(train), held_out, batch_size, workers)
-                images = epoch_steps * batch_size
-                metrics = EpochMetrics(
-                    epoch=epoch + 1,
-                    step=int(train.step),
-                    learning_rate=float(rate(step)),
-                    train_loss=float(train.loss) / images,
-                    train_accuracy=float(train.correct) / images,
-                    validation_loss=validation.loss,
-                    validation_accuracy=validation.accuracy,
-                    seconds=round(time.monotonic() - began, 2),
-                    gradient_norm=float(numbers.gradient_norm),
-                    images_per_second=round(speed, 1),
-                    data_wait=round(share, 3),
-                    memory_gib=peak_memory(),
+                metrics = make_epoch_metrics(
+                    step + 1,
+                    epoch_steps,
+                    float(rate(step)),
+                    (float(train.loss) / images, float(train.correct) / images),
+                    validation,
+                    time.monotonic() - began,
+                    float(numbers.gradient_norm),
+                    speed,
                 )
                 is_best = not history or metrics.score > max(earlier.score for earlier in history)
                 history.append(metrics)
@@ -202,20 +198,30 @@ def _profile(folder: Path, step: int, profile: tuple[int, int] | None) -> None:
         jax.profiler.stop_trace()
 
 
-def _step_numbers(numbers: StepMetrics, rate: float, watch: Watch) -> dict[str, float]:
-    return {
-        "loss": float(numbers.loss),
-        "gradient_norm": float(numbers.gradient_norm),
-        "learning_rate": rate,
-        "images_per_second": watch.speed,
-        "data_wait": watch.share_waited,
-    }
-
-
-def _describe_step(watch: Watch, numbers: StepMetrics, rate: float) -> str:
-    return (
-        f"{watch.speed:,.0f} images/s, {watch.share_waited:.0%} waiting for data, rate {rate:.2g}, "
-        f"gradient {float(numbers.gradient_norm):.2g}"
+def make_epoch_metrics(
+    step: int,
+    epoch_steps: int,
+    rate: float,
+    training: tuple[float, float],
+    validation: Evaluation,
+    seconds: float,
+    gradient_norm: float,
+    speed: Speed,
+) -> EpochMetrics:
+    """The line of an epoch that ends after so many steps; `training` is its loss and accuracy."""
+    return EpochMetrics(
+        epoch=step // epoch_steps,
+        step=step,
+        learning_rate=rate,
+        train_loss=training[0],
+        train_accuracy=training[1],
+        validation_loss=validation.loss,
+        validation_accuracy=validation.accuracy,
+        seconds=round(seconds, 2),
+        gradient_norm=gradient_norm,
+        images_per_second=round(speed.images_per_second, 1),
+        data_wait=round(speed.data_wait, 3),
+        memory_gib=peak_memory(),
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -44,12 +45,40 @@ def draw_curves(path: Path, history: Sequence[EpochMetrics], title: str) -> None
     rate.set(title="learning rate", ylim=(0, None))
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     for axes in (loss, accuracy, rate):
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        _tidy(axes)
     figure.suptitle(to_printable(title), parse_math=False)
     write_figure(path, figure)
+
+
+def draw_population(path: Path, history: Sequence[Sequence[EpochMetrics]], title: str) -> None:
+    """Loss, accuracy and learning rate of several runs by epoch: their mean, and a band from lowest to highest."""
+    epochs = [metrics.epoch for metrics in history[0]]
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    frames = figure.subplots(1, 3, width_ratios=(4, 4, 3))
+    for axes, name in zip(frames, ("loss", "accuracy", "learning_rate"), strict=True):
+        kinds = [("", GREY)] if name == "learning_rate" else [("train_", TRAINING), ("validation_", VALIDATION)]
+        for kind, colour in kinds:
+            values = np.array([[getattr(metrics, kind + name) for metrics in own] for own in history])
+            words = {"train_": "training", "validation_": "validation", "": "learning rate"}[kind]
+            last = f"{values[:, -1].mean():.3f} ± {values[:, -1].std(ddof=1) if len(values) > 1 else 0:.3f}"
+            label = words if name == "learning_rate" else f"{words}, at the end {last}"
+            axes.plot(epochs, values.mean(axis=0), color=colour, label=label)
+            axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.25, linewidth=0)
+        axes.set_title(name.replace("_", " "))
+        axes.legend(frameon=False, fontsize="small")
+        _tidy(axes)
+    frames[0].set_yscale("log")
+    frames[1].yaxis.set_major_formatter(PercentFormatter(1.0))
+    frames[2].set_ylim(0, None)
+    figure.suptitle(to_printable(title), parse_math=False)
+    write_figure(path, figure)
+
+
+def _tidy(axes: Axes) -> None:
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def draw_samples(
@@ -64,15 +93,46 @@ def draw_samples(
     predicted = probabilities.argmax(axis=1)
     wrong = predicted != labels
     order = pick_samples(probabilities, labels)
-    columns = min(10, len(order))
-    rows = -(-len(order) // columns)
+    captions = [
+        f"{shorten_label(classes[int(predicted[index])])} ({probabilities[index].max():.0%})\n"
+        f"true {shorten_label(classes[int(labels[index])])}"
+        for index in order
+    ]
+    _draw_grid(path, images[order], captions, [WRONG if wrong[index] else GREY for index in order], title)
+
+
+def draw_batch(
+    path: Path,
+    images: UInt8[np.ndarray, "images height width channels"],
+    targets: Float[np.ndarray, "images classes"],
+    classes: Sequence[str],
+    title: str,
+) -> None:
+    """Up to 40 images of a training batch, each with its classes: of a mixture, with their shares."""
+    captions = []
+    for target in targets[:40]:
+        present = [index for index in np.argsort(-target) if target[index] > 0][:2]
+        names = [shorten_label(classes[int(index)]) for index in present]
+        shares = [f" ({target[index]:.0%})" if len(present) > 1 else "" for index in present]
+        captions.append("\n".join(name + share for name, share in zip(names, shares, strict=True)))
+    _draw_grid(path, images[:40], captions, [GREY] * len(captions), title)
+
+
+def _draw_grid(
+    path: Path,
+    images: UInt8[np.ndarray, "images height width channels"],
+    captions: Sequence[str],
+    colours: Sequence[str],
+    title: str,
+) -> None:
+    columns = min(10, len(images))
+    rows = -(-len(images) // columns)
     # All images in one frame, each in a cell one wide and GAP high: a frame an image takes matplotlib ten times longer.
     figure = Figure(figsize=(max(1.4 * columns, 6), 1.4 * GAP * rows + 0.5), layout="constrained")
     axes = figure.add_subplot()
     axes.set_axis_off()
-    for cell, index in enumerate(order):
+    for cell, (image, caption, colour) in enumerate(zip(images, captions, colours, strict=True)):
         top, left = GAP * (cell // columns), cell % columns
-        image = images[index]
         axes.imshow(
             image[..., 0] if image.shape[-1] == 1 else image,
             extent=(left + 0.03, left + 0.97, top + GAP - 0.03, top + GAP - 0.97),
@@ -81,12 +141,9 @@ def draw_samples(
             vmax=255,
             interpolation="bicubic",
         )
-        guess, confidence = shorten_label(classes[int(predicted[index])]), probabilities[index].max()
-        text = f"{guess} ({confidence:.0%})\ntrue {shorten_label(classes[int(labels[index])])}"
-        colour = WRONG if wrong[index] else GREY
         place = (left + 0.5, top + GAP - 1)
         # Dollar signs in the name of a class are no mathematics.
-        axes.text(*place, text, fontsize=7.5, color=colour, ha="center", va="bottom", parse_math=False)
+        axes.text(*place, caption, fontsize=7.5, color=colour, ha="center", va="bottom", parse_math=False)
     axes.set(xlim=(-0.05, columns + 0.05), ylim=(GAP * rows, -0.05))  # imshow has moved them
     figure.suptitle(to_printable(title), parse_math=False)
     write_figure(path, figure)

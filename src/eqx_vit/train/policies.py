@@ -77,7 +77,8 @@ def rand_augment(
     """
     for drawn in rng.integers(len(OPERATIONS), size=policy.layers):
         if rng.random() < policy.probability:
-            operation = _list_operations(policy.increasing)[drawn]
+            variants = list(OPERATIONS.values())[drawn]
+            operation = variants.increasing if policy.increasing else variants.plain
             image = operation(image, _draw_strength(rng, policy, fill))
     return image
 
@@ -126,10 +127,6 @@ def jitter_colours(image: Image.Image, rng: np.random.Generator, amount: float) 
     for kind in rng.permutation(len(kinds)):
         image = kinds[kind](image).enhance(rng.uniform(max(0, 1 - amount), 1 + amount))
     return image
-
-
-def _list_operations(increasing: bool) -> list[Operation]:
-    return [variants.increasing if increasing else variants.plain for variants in OPERATIONS.values()]
 
 
 def _draw_strength(rng: np.random.Generator, policy: RandAugment, fill: tuple[int, ...]) -> Strength:
@@ -186,7 +183,7 @@ def _solarise_more(image: Image.Image, strength: Strength) -> Image.Image:
 
 def _lighten_dark(image: Image.Image, strength: Strength) -> Image.Image:
     added = int(strength.up_to(110.0))
-    table = [min(255, value + added) if value < SOLARISE_FROM else value for value in range(256)]
+    table = [value + added if value < SOLARISE_FROM else value for value in range(256)]
     return image.point(table * len(image.getbands()))
 
 

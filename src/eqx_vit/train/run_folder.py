@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -21,11 +21,21 @@ CURVES, SAMPLES = "curves.png", "samples.png"
 LOCK = ".lock"
 
 
+class Member(NamedTuple):
+    """In what one of several runs that are trained as one differs from the others; drop_path None: in nothing."""
+
+    seed: int
+    learning_rate: float
+    weight_decay: float
+    drop_path: float | None = None
+
+
 class Run(NamedTuple):
     """What `config.json` holds: enough to continue, evaluate and predict.
 
     **Attributes:** `settings`; `config` of the model; `input_spec`, how images are prepared for it; `source_size`,
-    (height, width) of the images before that; `classes`; `fingerprint` and `split` of the data.
+    (height, width) of the images before that; `classes`; `fingerprint` and `split` of the data; `members`, where
+    several are trained as one.
     """
 
     settings: Settings
@@ -35,6 +45,7 @@ class Run(NamedTuple):
     classes: tuple[str, ...]
     fingerprint: str
     split: tuple[str, ...] = ()
+    members: tuple[Member, ...] = ()
 
 
 class EpochMetrics(NamedTuple):
@@ -183,6 +194,7 @@ def write_run(folder: Path, run: Run) -> None:
         "classes": run.classes,
         "fingerprint": run.fingerprint,
         "split": run.split,
+        "members": [member._asdict() for member in run.members],
     }
     write_atomically(folder / CONFIG, (json.dumps(plain, indent=2) + "\n").encode())
 
@@ -208,6 +220,7 @@ def read_run(folder: Path) -> Run:
             tuple(plain["classes"]),
             plain["fingerprint"],
             tuple(plain.get("split", ())),
+            tuple(Member(**member) for member in plain.get("members", ())),
         )
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
@@ -215,4 +228,9 @@ def read_run(folder: Path) -> Run:
 
 def write_metrics(folder: Path, lines: Sequence[EpochMetrics | FinalMetrics]) -> None:
     """Write metrics.jsonl."""
-    write_atomically(folder / METRICS, "".join(json.dumps(line._asdict()) + "\n" for line in lines).encode())
+    write_lines(folder, [line._asdict() for line in lines])
+
+
+def write_lines(folder: Path, lines: Sequence[Mapping[str, object]]) -> None:
+    """Write metrics.jsonl, one object a line."""
+    write_atomically(folder / METRICS, "".join(json.dumps(line) + "\n" for line in lines).encode())

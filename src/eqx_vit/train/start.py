@@ -10,23 +10,34 @@ from eqx_vit.train.config import make_model_config
 from eqx_vit.train.data import DIGITS, Data, View, channel_statistics, load_data
 from eqx_vit.train.image_folder import find_classes
 from eqx_vit.train.initial_weights import find_statistics
+from eqx_vit.train.members import make_members
 from eqx_vit.train.progress import ProgressLog
-from eqx_vit.train.run_folder import Run, read_run, write_run
+from eqx_vit.train.run_folder import Member, Run, read_run, write_run
 from eqx_vit.train.settings import Settings, make_settings
 
 
-def start_run(given: Mapping[str, object], log: ProgressLog) -> tuple[Run, Data]:
+def start_run(
+    given: Mapping[str, object],
+    log: ProgressLog,
+    seeds: int | None = None,
+    lists: Mapping[str, tuple[float, ...]] | None = None,
+) -> tuple[Run, Data]:
     """A run with the given settings (see `Settings`), the others at the defaults that suit the model; not yet written.
+
+    With `seeds` or `lists`, several that are trained as one; see `make_members`.
 
     **Raises:** `ValueError` for a wrong setting, model, or image folder.
     """
     settings = make_settings(given)
+    members: tuple[Member, ...] = ()
+    if seeds or lists:
+        settings, members = make_members(settings, seeds or 1, lists or {})
     names = find_classes(Path(settings.data)) if settings.data else DIGITS
     config, size = make_model_config(settings.model, settings.changes, settings.image_size, len(names))
     data = load_data(settings.data, make_view(settings, size, config.channels), log)
     spec = InputSpec(size, config.channels, *(find_statistics(settings) or channel_statistics(data)))
     _, height, width, _ = data.images.shape
-    return Run(settings, config, spec, (height, width), data.classes, data.fingerprint, data.split), data
+    return Run(settings, config, spec, (height, width), data.classes, data.fingerprint, data.split, members), data
 
 
 def make_view(settings: Settings, size: tuple[int, int], channels: int) -> View:

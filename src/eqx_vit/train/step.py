@@ -12,14 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, UInt
 
 from eqx_vit.create import make_skeleton
-from eqx_vit.functional import Transformed, call, transform
+from eqx_vit.forward import run_batch
+from eqx_vit.functional import Transformed, from_dicts, set_training, to_dicts, transform
 from eqx_vit.parameters import cast
 from eqx_vit.paths import named_leaves
-from eqx_vit.registry import AnyConfig
+from eqx_vit.registry import AnyConfig, AnyModel
 from eqx_vit.train.augment import AffineAugmentation, InputSpec, augment_batch, identity_affines, prepare_batch
+from eqx_vit.train.drop_path import scale_drop_path
 from eqx_vit.train.losses import make_objective, total_loss
 from eqx_vit.train.mixing import erase_randomly, mix_batch
 from eqx_vit.train.settings import Settings
@@ -56,6 +58,8 @@ class StepConfig(NamedTuple):
     input_spec: InputSpec
     augmentation: AffineAugmentation
     settings: Settings
+    seed: int | UInt[Array, ""]
+    drop_path_factor: Float[Array, ""] | None = None
 
 
 class StepMetrics(NamedTuple):
@@ -90,15 +94,16 @@ def initial_state(
     """The state before the first step: of a fresh model, or of `start`, (params, state)."""
     if start is None:
         return _initial_state(transform(config), optimiser, seed)
-    return jax.jit(functools.partial(_start, optimiser))(start)
+    return jax.jit(functools.partial(start_state, optimiser))(start)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _initial_state(model: Transformed, optimiser: optax.GradientTransformation, seed: int) -> TrainState:
-    return _start(optimiser, model.init(jax.random.fold_in(jax.random.key(seed), 0)))
+    return start_state(optimiser, model.init(jax.random.fold_in(jax.random.key(seed), 0)))
 
 
-def _start(optimiser: optax.GradientTransformation, model: tuple[Arrays, Arrays]) -> TrainState:
+def start_state(optimiser: optax.GradientTransformation, model: tuple[Arrays, Arrays]) -> TrainState:
+    """The state before the first step of a model, (params, state)."""
     params, state = jax.tree.map(_drop_weak_type, model)
     ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": state["batch_stats"]})
     zero = jnp.zeros((), dtype=jnp.int32)
@@ -138,7 +143,7 @@ def make_step_config(
     augmentation = AffineAugmentation(settings.rotate, settings.shift, settings.zoom, settings.flip)
     teach = None if teacher is None else teacher.apply
     two_heads = teacher is not None and "head_dist" in heads
-    return StepConfig(config, two_heads, teach, optimiser, input_spec, augmentation, settings)
+    return StepConfig(config, two_heads, teach, optimiser, input_spec, augmentation, settings, settings.seed)
 
 
 def make_eval_step(config: AnyConfig, input_spec: InputSpec) -> EvalStep:
@@ -152,17 +157,8 @@ def train_step(
     """One step: augment, differentiate, update. Its random numbers are a function of (seed, step)."""
     settings = config.settings
     images, labels = jnp.asarray(images), jnp.asarray(labels)  # numpy's where JAX_DISABLE_JIT is set
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(settings.seed), 1), train.step)
-    augmentation_key, model_key = jax.random.split(key)
-    batch = augment_batch(augmentation_key, images, config.input_spec, config.augmentation)
-    targets = jax.nn.one_hot(labels, config.config.num_classes)
-    mix_key, erase_key = jax.random.split(jax.random.fold_in(augmentation_key, 1))
-    if settings.erase:
-        batch = erase_randomly(erase_key, batch, settings.erase)
-    if settings.mixup or settings.cutmix:
-        batch, targets = mix_batch(
-            mix_key, batch, targets, settings.mixup, settings.cutmix, probability=settings.mix_probability
-        )
+    augmentation_key, model_key = jax.random.split(_step_key(config, train.step))
+    batch, targets = augment(config, augmentation_key, images, labels)
     teacher_logits = None if config.teach is None else config.teach(teacher, batch)
 
     gradient = jax.grad(_loss, argnums=1, has_aux=True)
@@ -177,6 +173,36 @@ def train_step(
     metrics = StepMetrics(loss, optax.tree.norm(gradients))
     correct = train.correct + correct.astype(jnp.int32)
     return TrainState(params, state, ema, optimiser, train.step + 1, train.loss + plain, correct), metrics
+
+
+def _step_key(config: StepConfig, step: Int[Array, ""]) -> PRNGKeyArray:
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), step)
+
+
+def augment(
+    config: StepConfig, key: PRNGKeyArray, images: Array, labels: Labels
+) -> tuple[Float[Array, "batch height width channels"], Float[Array, "batch classes"]]:
+    """A batch as the model is given it, and the share that each class has in an image."""
+    settings = config.settings
+    batch = augment_batch(key, images, config.input_spec, config.augmentation)
+    targets = jax.nn.one_hot(labels, config.config.num_classes)
+    mix_key, erase_key = jax.random.split(jax.random.fold_in(key, 1))
+    if settings.erase:
+        batch = erase_randomly(erase_key, batch, settings.erase)
+    if settings.mixup or settings.cutmix:
+        batch, targets = mix_batch(
+            mix_key, batch, targets, settings.mixup, settings.cutmix, probability=settings.mix_probability
+        )
+    return batch, targets
+
+
+def show_batch(config: StepConfig, step: int, images: AnyArray, labels: AnyArray) -> tuple[np.ndarray, np.ndarray]:
+    """What `augment` makes of the batch of a step: images of 0 to 255 as a person sees them, and the targets."""
+    key, _ = jax.random.split(_step_key(config, jnp.asarray(step, dtype=jnp.int32)))
+    batch, targets = augment(config, key, jnp.asarray(images), jnp.asarray(labels))
+    mean, std = (np.asarray(values, dtype=np.float32) for values in (config.input_spec.mean, config.input_spec.std))
+    pixels = np.round(255 * (np.asarray(batch) * std + mean)).clip(0, 255).astype(np.uint8)
+    return pixels, np.asarray(targets)
 
 
 def _loss(
@@ -194,13 +220,35 @@ def _loss(
     dtype = jnp.bfloat16 if config.settings.precision == "bf16" else jnp.float32
     params, images = cast((params, images), dtype)
     method = "logits_pair" if config.two_heads else "__call__"
-    result, state = call(config.config, method, params, state, key, images, update_statistics=True)
+    result, state = _run_model(config, method, params, state, key, images)
     own, distilled = (logits.astype(jnp.float32) for logits in (result if config.two_heads else (result, result)))
     logits = (own + distilled) / 2 if config.two_heads else own
     plain = jnp.sum(optax.softmax_cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1])))
     correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels)
     loss = total_loss(make_objective(config.settings), own, distilled, targets, teacher)
     return loss, (state, loss, plain, correct)
+
+
+def _run_model(
+    config: StepConfig,
+    method: str,
+    params: Arrays,
+    state: Arrays,
+    key: PRNGKeyArray,
+    images: Float[Array, "batch height width channels"],
+) -> tuple[Any, Arrays]:
+    """(result, state after) of a method of the model in training mode, all of it in the dtype of the images."""
+    buffers = cast(state["buffers"], images.dtype)
+    model, model_state = from_dicts(config.config, params, state | {"buffers": buffers})
+    model = set_training(model, dropout=True, statistics=True)
+    if config.drop_path_factor is not None:
+        model = scale_drop_path(model, config.drop_path_factor)
+
+    def run(model: AnyModel, *given: PyTree, key: PRNGKeyArray | None) -> PyTree:
+        return getattr(model, method)(*given, key=key)
+
+    result, after = run_batch(model, run, model_state, images, key)
+    return result, to_dicts(model, after)[1] | {"buffers": state["buffers"]}
 
 
 def _update_average(decay: float, step: Int[Array, ""], average: Arrays, params: Arrays, batch_stats: Arrays) -> Arrays:

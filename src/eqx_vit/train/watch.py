@@ -4,12 +4,24 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import jax
 
 
+class Speed(NamedTuple):
+    """Images a second, and the share of the time in which the run waited for images."""
+
+    images_per_second: float
+    data_wait: float
+
+    def describe(self) -> str:
+        """In words, for the progress bar."""
+        return f"{self.images_per_second:,.0f} images/s, {self.data_wait:.0%} waiting for data"
+
+
 class Watch:
-    """Counts images and seconds; `lap` reads it, and starts anew."""
+    """Counts images and seconds from one `lap` to the next."""
 
     def __init__(self) -> None:
         self._start()
@@ -28,15 +40,10 @@ class Watch:
         """Note that a step with so many images is done."""
         self._images += images
 
-    @property
-    def speed(self) -> float:
-        """Images a second since the last lap."""
-        return self._images / max(time.monotonic() - self._began, 1e-9)
-
-    @property
-    def share_waited(self) -> float:
-        """The share of the time since the last lap in which the run waited for images."""
-        return self._waited / max(time.monotonic() - self._began, 1e-9)
+    def read(self) -> "Speed":
+        """The speed since the last lap."""
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        return Speed(self._images / seconds, self._waited / seconds)
 
     def lap(self) -> None:
         """Start counting anew."""

@@ -1,0 +1,59 @@
+"""The accuracy of a preset's released weights on a labelled folder, measured as timm's validation does."""
+
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from eqx_vit.create import create
+from eqx_vit.forward import forward
+from eqx_vit.layers.config import check
+from eqx_vit.train.batches import EvaluationExamples
+from eqx_vit.train.file_images import FileImages, find_unreadable, to_bytes
+from eqx_vit.train.image_folder import find_classes, list_files
+from eqx_vit.train.inference import BATCH_SIZE, evaluate_all
+from eqx_vit.train.progress import ProgressLog
+from eqx_vit.train.reported import find_reported
+from eqx_vit.weights.preprocessing import preprocessing
+
+
+def evaluate_preset(name: str, folder: str, workers: int = 0) -> str:
+    """A report on the released weights of a preset: top-1 and top-5 accuracy on the images of a folder, and what the
+    authors report for ImageNet-1k. The sub-folders, in alphabetical order, are the classes in theirs.
+
+    **Raises:** `ValueError` for a preset without released weights, and a folder of another number of classes.
+    """
+    expected = preprocessing(name)
+    classes = find_classes(Path(folder))
+    check(
+        len(classes) == expected.classes,
+        f"{folder} has {len(classes)} classes, and {name} tells {expected.classes} apart: give one with those",
+    )
+    left_out: list[str] = []
+    files = [(path, label) for label, one in enumerate(classes) for path in list_files(Path(folder) / one, left_out)]
+    problems = list(find_unreadable([path for path, _ in files]))
+    files = [file for file, problem in zip(files, problems, strict=True) if problem is None]
+    check(bool(files), f"{folder} has no image that can be read")
+    model, state = create(name, pretrained=True, key=jax.random.key(0))
+    model = eqx.nn.inference_mode(model)
+    images = FileImages(
+        to_bytes([path for path, _ in files]), expected.image_size, len(expected.mean), expected.crop, expected
+    )
+    labels = np.asarray([label for _, label in files], dtype=np.int32)
+    classify = eqx.filter_jit(lambda images: forward(model, state, images)[0][None].astype(np.float32))
+    with ProgressLog() as log:
+        found = evaluate_all(
+            classify, EvaluationExamples(images, labels, np.arange(len(files))), BATCH_SIZE, workers, log.show_reading
+        )[0]
+    ranking = np.argsort(-found.probabilities, axis=1)[:, :5]
+    top5 = (ranking == labels[found.indices][:, None]).any(axis=1).mean()
+    left = len(left_out) + len(problems) - len(found.indices)
+    reported = find_reported(name)
+    lines = [
+        f"{name} on {len(found.indices)} images of {folder}: top-1 {found.accuracy:.2%}, top-5 {top5:.2%}"
+        + (f" ({left} files could not be read)" if left else "")
+    ]
+    if reported is not None:
+        lines.append(f"reported for ImageNet-1k: top-1 {reported[0]:.2f}% ({reported[1]})")
+    return "\n".join(lines)
