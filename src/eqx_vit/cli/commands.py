@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -38,6 +39,8 @@ def train(options: argparse.Namespace) -> int:
     from eqx_vit.train.start import resume_run, start_run
 
     given, lists = _read_settings(options)
+    if options.workers:  # where one is killed, Python's own clean-up has a warning to say
+        os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
     with ProgressLog() as log, ExitStack() as held:
         if options.resume is not None:
             if lists or options.seeds:

@@ -4,7 +4,10 @@ An image that turns out to be unreadable is left out of an evaluation; in traini
 be read takes its place, so that every run with these files sees the same.
 """
 
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -195,13 +198,30 @@ def _read_ahead(
     examples: TrainingExamples | EvaluationExamples, batch_size: int, start: int, workers: int
 ) -> Iterator[tuple[np.ndarray, ...]]:
     import grain
+    from absl import flags
     from grain.multiprocessing import MultiprocessingOptions
 
+    if not flags.FLAGS.is_parsed():  # grain asks for some of its own, which this program does not have
+        flags.FLAGS.mark_as_parsed()
     threads = max(2, os.cpu_count() or 1) if workers == 0 else 2
     source = grain.MapDataset.source(examples)[start * batch_size :].batch(batch_size)
     # Counted in batches, as what is read ahead takes memory.
     ahead = source.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
-    return iter(ahead.mp_prefetch(MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)))
+    options = MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+    return iter(ahead.mp_prefetch(options, worker_init_fn=_follow_parent))
+
+
+def _follow_parent(_index: int, _count: int) -> None:
+    """In a worker: leave Ctrl-C to the program, and end with it, even where it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(0)
 
 
 def _check_workers(iterator: Iterator[tuple[np.ndarray, ...]]) -> Iterator[Batch]:
@@ -210,11 +230,9 @@ def _check_workers(iterator: Iterator[tuple[np.ndarray, ...]]) -> Iterator[Batch
             parts = next(iterator)
         except StopIteration:
             return
-        except ValueError:
-            raise
-        except Exception as error:  # grain's own, of a process that is gone
+        except RuntimeError as error:  # grain's, of a process that is gone
             reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"a worker that reads images has ended: {reason}") from error
+            raise ValueError(f"a worker that reads images has ended, --resume goes on from here: {reason}") from error
         yield Batch(*parts)
 
 

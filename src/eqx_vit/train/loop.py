@@ -107,8 +107,13 @@ def train_run(
             if position == 0 or step == first + 1:  # the first step of all compiles
                 watch.lap()
             _profile(folder, step, profile)
-            with watch.waiting():
-                batch = next(batches)
+            try:
+                with watch.waiting():
+                    batch = next(batches)
+            except ValueError:
+                if step > first:
+                    save_training_state(folder / TRAINING_STATE, train, history)
+                raise
             reported.report(batch)
             train, numbers = train_step(train, batch.images, batch.labels)
             loss = _check_finite(float(numbers.loss), step)

@@ -109,8 +109,13 @@ def train_population(
                 train = train._replace(loss=jnp.zeros_like(train.loss), correct=jnp.zeros_like(train.correct))
             if position == 0 or step == first + 1:
                 watch.lap()
-            with watch.waiting():
-                batch = _stack_batches(readers)
+            try:
+                with watch.waiting():
+                    batch = _stack_batches(readers)
+            except ValueError:
+                if step > first:
+                    save_training_state(folder / TRAINING_STATE, train, _flatten(history))
+                raise
             train, numbers = step_all(varied, train, batch.images, batch.labels, teacher and teacher.arrays)
             losses = np.asarray(numbers.loss)
             _check_finite(losses, step, run.members)
@@ -141,8 +146,7 @@ def train_population(
                 log.write(_describe(history, settings.epochs))
             stopping = stopped() or log.closed
             if position == epoch_steps - 1 or stopping or time.monotonic() - saved > SAVE_SECONDS:
-                flat = [metrics for epoch_metrics in zip(*history, strict=True) for metrics in epoch_metrics]
-                save_training_state(folder / TRAINING_STATE, train, flat)
+                save_training_state(folder / TRAINING_STATE, train, _flatten(history))
                 saved = time.monotonic()
             if stopping and step + 1 < total:
                 return None
@@ -187,6 +191,11 @@ def _load_or_make(folder: Path, run: Run, total: int) -> tuple[TrainState, list[
         return make_fresh(), []
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
     return jax.jit(jax.vmap(functools.partial(start_state, optimiser)))(stacked), []
+
+
+def _flatten(history: Sequence[Sequence[EpochMetrics]]) -> list[EpochMetrics]:
+    """The metrics of all members in one list, epoch by epoch."""
+    return [metrics for epoch in zip(*history, strict=True) for metrics in epoch]
 
 
 def _stack_batches(readers: Sequence[Iterator[Batch]]) -> Batch:
