@@ -25,6 +25,7 @@ ORDER = [
     "registry",
     "files",
     "parameters",
+    "sharding",
     "optimisers",
     "create",
     "forward",

@@ -90,6 +90,12 @@ from eqx_vit.registry import (
     register as register,
 )
 from eqx_vit.serialization import load as load, save as save
+from eqx_vit.sharding import (
+    make_mesh as make_mesh,
+    parameter_shardings as parameter_shardings,
+    shard as shard,
+    shard_batch as shard_batch,
+)
 from eqx_vit.surgery import replace_head as replace_head, resize as resize
 
 if _typing.TYPE_CHECKING:  # where a `__getattr__` would stand for every misspelt name

@@ -5,11 +5,11 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import BinaryIO, Literal
 
+import jax
 import ml_dtypes  # comes with jax
 import numpy as np
 from jaxtyping import Array
@@ -17,13 +17,13 @@ from jaxtyping import Array
 from eqx_vit.layers.config import no_type_check, shorten
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a kill at any instant leaves either the old content or the new."""
+def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
+    """Write a file, in one piece or several, so that a kill at any instant leaves either the old content or the new."""
     # In the same folder, as a rename works only within one device; of its own name, as two processes may write at once.
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(unfinished, "wb") as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
@@ -35,11 +35,45 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray | Array], metadata: dict[str, str]) -> None:
     """Write named arrays, and text beside them, as one safetensors file; atomic.
 
-    **Raises:** `ImportError` where safetensors is not installed.
+    Arrays that are sharded over devices are collected one at a time. Where other processes hold parts of them, each
+    process has to call this, and the first one writes.
     """
-    # safetensors writes the memory as it lies: a transposed view would be stored transposed.
-    plain = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    write_atomically(path, _safetensors().numpy.save(plain, metadata=metadata))
+    # Wide numbers first: each array then lies at a multiple of the width of its numbers, as readers want to map it.
+    names = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
+    kinds = {dtype: kind for kind, dtype in _DTYPES.items()}
+    header: dict[str, object] = {"__metadata__": metadata}
+    position = 0
+    for name in names:
+        end = position + arrays[name].size * arrays[name].dtype.itemsize
+        kind = kinds[np.dtype(arrays[name].dtype)]
+        header[name] = {"dtype": kind, "shape": list(arrays[name].shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+
+    def chunks() -> Iterator[bytes]:
+        yield len(text).to_bytes(8, "little") + text
+        yield from (to_host(arrays[name]).tobytes() for name in names)
+
+    if _is_written_here(arrays):
+        write_atomically(path, chunks())
+    else:
+        for _ in chunks():
+            pass
+
+
+def to_host(array: np.ndarray | Array) -> np.ndarray:
+    """The whole array, wherever its parts are; in every process that holds one, at the same time."""
+    if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+        from jax.experimental import multihost_utils
+
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    return np.asarray(array)
+
+
+def _is_written_here(arrays: Mapping[str, np.ndarray | Array]) -> bool:
+    shared = any(isinstance(array, jax.Array) and not array.is_fully_addressable for array in arrays.values())
+    return not shared or jax.process_index() == 0
 
 
 def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -73,11 +107,11 @@ def read_metadata(path: Path) -> dict[str, str]:
             return {}
 
 
-def digest_arrays(arrays: Mapping[str, np.ndarray], text: str) -> str:
+def digest_arrays(arrays: Mapping[str, np.ndarray | Array], text: str) -> str:
     """SHA-256 of named arrays, in any order, and the text beside them."""
     digest = hashlib.sha256(text.encode())
     for name in sorted(arrays):
-        array = arrays[name]
+        array = to_host(arrays[name])
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
@@ -194,12 +228,3 @@ def _read_entry(name: str, fields: object) -> tuple[np.dtype, tuple[int, ...], i
                     return _DTYPES[kind], tuple(shape), begin, end
                 raise ValueError(f"the array {name!r} of shape {shape} in {kind} cannot take {end - begin} bytes")
     raise ValueError(f"the array {name!r} has the impossible description {shorten(fields)}")
-
-
-def _safetensors() -> ModuleType:
-    try:
-        import safetensors
-        import safetensors.numpy
-    except ImportError as error:
-        raise ImportError("model files need safetensors: pip install 'eqx_vit[weights]'", name="safetensors") from error
-    return safetensors

@@ -1,5 +1,6 @@
 """A batch of images through a model: the only place that distinguishes models with BatchNorm from those without."""
 
+import functools
 from collections.abc import Callable
 from typing import cast
 
@@ -11,8 +12,9 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from eqx_vit.inputs import check_state
-from eqx_vit.layers import BATCH_AXIS, check_key
+from eqx_vit.layers import BATCH_AXIS, Stack, check_key
 from eqx_vit.layers.config import no_type_check
+from eqx_vit.layers.sharding import batch_axes, gather
 from eqx_vit.model import ImageModel
 from eqx_vit.registry import AnyModel
 
@@ -108,11 +110,20 @@ def _map_images(
     mapped: tuple[PyTree[Array], ...],
 ) -> tuple[PyTree[Array], State]:
     keys = None if key is None else jax.random.split(key, images.shape[0])
+    axes = batch_axes(images.shape[0]) or None
+    if axes:
+        model = jax.tree.map(lambda node: node if _is_stack(node) else gather(node), model, is_leaf=_is_stack)
     if not isinstance(model, eqx.nn.StatefulLayer):
-        return jax.vmap(lambda image, key, mapped: run(model, image, *mapped, key=key))(images, keys, mapped), state
+        map_images = functools.partial(jax.vmap, spmd_axis_name=axes)
+        return map_images(lambda image, key, mapped: run(model, image, *mapped, key=key))(images, keys, mapped), state
     return jax.vmap(
         lambda state, image, key, mapped: run(model, image, state, *mapped, key=key),
         in_axes=(None, 0, 0, 0),
         out_axes=(0, None),
         axis_name=BATCH_AXIS,
+        spmd_axis_name=axes,
     )(state, images, keys, mapped)
+
+
+def _is_stack(node: object) -> bool:
+    return isinstance(node, Stack)  # its blocks are gathered one by one

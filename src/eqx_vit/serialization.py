@@ -29,13 +29,13 @@ def save(path: str | os.PathLike[str], model: AnyModel, state: State) -> None:
 
     The arrays have the names of `eqx_vit.paths` and keep their dtypes; BatchNorm's statistics and the config are
     inside. The code of the model is not: in place of a part of your own whose arrays have the names and shapes of the
-    original's, `load` puts the original. The file appears whole or not at all.
+    original's, `load` puts the original. The file appears whole or not at all. A model that is sharded over devices is
+    collected array by array; where other processes hold parts of it, each has to call this, and the first one writes.
 
     **Arguments:** `model, state` as `create` returned them or training left them.
 
     **Raises:** `ValueError` for a model that is not of this library, or that `load` could not make from its config,
-    since a part with other arrays was put into it, or arrays of a dtype that no model has; `ImportError` where
-    safetensors is missing.
+    since a part with other arrays was put into it, or arrays of a dtype that no model has.
     """
     config = config_to_json(model.config)
     size = find_ensemble_size(model)
@@ -56,9 +56,8 @@ def save(path: str | os.PathLike[str], model: AnyModel, state: State) -> None:
         )
     if any(isinstance(array, jax.ShapeDtypeStruct | Tracer) for array in arrays.values()):
         raise ValueError("save takes arrays with values: call it outside of jax.jit and eqx.filter_eval_shape")
-    plain = {name: np.asarray(array) for name, array in arrays.items()}
-    described = config | {"digest": digest_arrays(plain, json.dumps(config))}
-    write_arrays(Path(path), plain, {METADATA: json.dumps(described)})
+    described = config | {"digest": digest_arrays(arrays, json.dumps(config))}
+    write_arrays(Path(path), arrays, {METADATA: json.dumps(described)})
 
 
 @check_arguments

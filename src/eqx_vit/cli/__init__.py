@@ -12,7 +12,7 @@ from eqx_vit.cli.arguments import join_lines, make_parser
 from eqx_vit.cli.imports import import_by_name
 
 # What `pip install 'eqx_vit[train]'` brings: imported only by the commands that need them.
-EXTRAS = ("optax", "safetensors", "PIL", "sklearn", "rich", "matplotlib", "grain")
+EXTRAS = ("optax", "PIL", "sklearn", "rich", "matplotlib", "grain")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
     except ValueError as error:
         message = re.sub(r"\bSettings\.(\w+)", lambda name: "--" + name[1].replace("_", "-"), str(error))
     except RuntimeError as error:  # JAX has no type of its own for this

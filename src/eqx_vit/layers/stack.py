@@ -13,6 +13,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from eqx_vit.layers.config import no_type_check
 from eqx_vit.layers.keys import split_or_none, stack_or_none
 from eqx_vit.layers.remat import remat_except_saved
+from eqx_vit.layers.sharding import gather, keep_whole
 
 Block = TypeVar("Block", bound=Callable[..., Any])
 Result = TypeVar("Result")
@@ -92,7 +93,7 @@ class Stack(eqx.Module, Generic[Block]):
 
         def step(x: PyTree, per_block: PyTree) -> tuple[PyTree, None]:
             arrays, own, key = per_block
-            return eqx.combine(arrays, static)(x, *shared, *own, key=key), None
+            return keep_whole(eqx.combine(gather(arrays), static)(x, *shared, *own, key=key)), None
 
         per_block = (arrays, self._own(xs), stack_or_none(key, self.depth))
         x, _ = jax.lax.scan(
@@ -114,7 +115,8 @@ class Stack(eqx.Module, Generic[Block]):
 
         def step(x: PyTree, per_block: PyTree) -> tuple[PyTree, eqx.nn.State]:
             arrays, state, own, key = per_block
-            return eqx.combine(arrays, static)(x, state, *shared, *own, key=key)
+            x, state = eqx.combine(gather(arrays), static)(x, state, *shared, *own, key=key)
+            return keep_whole(x), state
 
         whole = state.substate(self.block)
         per_block = (arrays, self._own(whole), self._own(xs), stack_or_none(key, self.depth))

@@ -4,17 +4,20 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
+from eqx_vit.layers.sharding import keep_whole
+
 
 def to_windows(x: Float[Array, "height width dim"], window: tuple[int, int]) -> Float[Array, "windows positions dim"]:
     """The map cut into windows of (height, width), each flattened row-major."""
-    return rearrange(x, "(a h) (b w) d -> (a b) (h w) d", h=window[0], w=window[1])
+    return keep_whole(rearrange(x, "(a h) (b w) d -> (a b) (h w) d", h=window[0], w=window[1]))
 
 
 def from_windows(
     windows: Float[Array, "windows positions dim"], window: tuple[int, int], size: tuple[int, int]
 ) -> Float[Array, "height width dim"]:
     """The inverse of `to_windows`, for a map of (height, width) `size`."""
-    return rearrange(windows, "(a b) (h w) d -> (a h) (b w) d", a=size[0] // window[0], h=window[0], w=window[1])
+    rows = size[0] // window[0]
+    return keep_whole(rearrange(windows, "(a b) (h w) d -> (a h) (b w) d", a=rows, h=window[0], w=window[1]))
 
 
 def grid_coordinates(rows: int, columns: int) -> Int[np.ndarray, "positions 2"]:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from eqx_vit.files import digest_arrays, read_arrays, write_arrays
 from eqx_vit.functional import from_dicts
@@ -30,7 +29,7 @@ def save_training_state(path: Path, train: TrainState, history: Sequence[EpochMe
 
     One file, since of two files a kill could leave one old and one new.
     """
-    arrays = {path_name(at): np.asarray(leaf) for at, leaf in jax.tree_util.tree_leaves_with_path(train)}
+    arrays = {path_name(at): leaf for at, leaf in jax.tree_util.tree_leaves_with_path(train)}
     kept = {"digest": digest_arrays(arrays, _to_json(history)), "history": [metrics._asdict() for metrics in history]}
     write_arrays(path, arrays, {METADATA: json.dumps(kept)})
 
