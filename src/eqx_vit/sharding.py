@@ -9,7 +9,6 @@ Within `jax.set_mesh`, `forward` computes each image on one device, and collects
 (fully sharded data parallelism: arXiv 1910.02054, stage 3). BatchNorm's statistics are those of the whole batch.
 """
 
-
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec

@@ -8,6 +8,7 @@ largest resident set of the main process, as the operating system counts it.
 """
 
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ CLASSES = 10
 OPTIONS = (
     "--model vit_tiny_patch16_224 --set depth=1 --set dim=32 --set heads=2 --set mlp_dim=32 --epochs 1 --batch-size 64 "
     "--crop random --flip --rotate 0 --shift 0 --zoom 0 --rand-augment rand-m9-mstd0.5-inc1 --mixup 0.8 --cutmix 1.0"
-).split()
+)
 
 
 def make_folder(folder: Path, files: int) -> None:
@@ -52,7 +53,7 @@ def main(counts: list[int]) -> None:
                 "--output",
                 f"{scratch}/run",
             ]
-            subprocess.run([*command, *OPTIONS], check=True, capture_output=True)
+            subprocess.run([*command, *shlex.split(OPTIONS)], check=True, capture_output=True)
             epoch = json.loads(Path(scratch, "run", "metrics.jsonl").read_text().splitlines()[0])
         print(
             f"{files:7,} files: peak memory {epoch['memory_gib']:.2f} GiB, {epoch['images_per_second']:.0f} images/s, "

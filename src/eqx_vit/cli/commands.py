@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
+from jax.sharding import Mesh
 
 from eqx_vit.counting import multiply_adds
 from eqx_vit.create import build
 from eqx_vit.layers.config import pair
 from eqx_vit.parameters import count_params
 from eqx_vit.registry import MODELS, find_preset, list_models
+from eqx_vit.sharding import make_mesh
 from eqx_vit.train.config import parse_changes
 from eqx_vit.train.settings import Settings
 
@@ -39,6 +41,7 @@ def train(options: argparse.Namespace) -> int:
     from eqx_vit.train.start import resume_run, start_run
 
     given, lists = _read_settings(options)
+    mesh = make_mesh(**(options.mesh or {})) if options.mesh or len(jax.devices()) > 1 else None
     if options.workers:  # where one is killed, Python's own clean-up has a warning to say
         os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
     with ProgressLog() as log, ExitStack() as held:
@@ -62,7 +65,7 @@ def train(options: argparse.Namespace) -> int:
             print(write_batch(folder, run, data))
             return 0
         with catch_signals(log.write) as stopped:
-            return _run(options, folder, run, data, log, stopped)
+            return _run(options, mesh, folder, run, data, log, stopped)
 
 
 def _read_settings(options: argparse.Namespace) -> tuple[dict[str, object], dict[str, tuple[float, ...]]]:
@@ -89,7 +92,13 @@ def _read_settings(options: argparse.Namespace) -> tuple[dict[str, object], dict
 
 
 def _run(
-    options: argparse.Namespace, folder: Path, run: "Run", data: "Data", log: "ProgressLog", stopped: Callable[[], bool]
+    options: argparse.Namespace,
+    mesh: Mesh | None,
+    folder: Path,
+    run: "Run",
+    data: "Data",
+    log: "ProgressLog",
+    stopped: Callable[[], bool],
 ) -> int:
     """Train the run, or all members of one, and say what came out."""
     from eqx_vit.train.loop import train_run
@@ -97,8 +106,8 @@ def _run(
     from eqx_vit.train.trackers import make_tracker
 
     if run.members:
-        if options.track or options.profile:
-            raise ValueError("--track and --profile are for single runs: give them without --seeds and lists")
+        if options.track or options.profile or options.mesh:
+            raise ValueError("--track, --profile and --mesh are for single runs: give them without --seeds and lists")
         found = train_population(folder, run, data, log, stopped, workers=options.workers)
         result = None
         if found is not None:
@@ -111,7 +120,15 @@ def _run(
         tracker = make_tracker(options.track, folder, dataclasses.asdict(run.settings))
         try:
             final = train_run(
-                folder, run, data, log, stopped, workers=options.workers, tracker=tracker, profile=options.profile
+                folder,
+                run,
+                data,
+                log,
+                stopped,
+                workers=options.workers,
+                tracker=tracker,
+                profile=options.profile,
+                mesh=mesh,
             )
         finally:
             tracker.close()

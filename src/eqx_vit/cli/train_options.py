@@ -59,6 +59,10 @@ def _add_where(group: argparse._ArgumentGroup) -> None:
         help="continue the run in a folder (default: --output, or the newest in runs/) with its own settings; --data "
         "names the folder that its images have moved to",
     )  # fmt: skip
+    group.add_argument(
+        "--mesh", type=_parse_mesh, metavar="data=N,fsdp=N",
+        help="how the devices share the work: fsdp of them hold the parameters together (default: all on data)",
+    )  # fmt: skip
     add_workers(group)
 
 
@@ -74,6 +78,7 @@ def _add_how(group: argparse._ArgumentGroup) -> None:
     numbers: list[tuple[str, Callable[[str], object], str]] = [
         ("--epochs", parse_count, "passes over the training images (default: 40; 5 for presets)"),
         ("--batch-size", parse_count, "images a step (default: 32)"),
+        ("--accumulate", parse_count, "parts of a batch whose gradients are computed one after the other (default: 1)"),
         ("--learning-rate", _parse_numbers, "at its peak, or a list (default: 0.002; 0.0005 for presets)"),
         ("--warmup", float, "fraction of all steps in which it rises, before the schedule (default: 0.1)"),
         ("--final-fraction", float, "of the peak learning rate at the end of the cosine (default: 0.01)"),
@@ -194,6 +199,14 @@ def _parse_numbers(text: str) -> float | tuple[float, ...]:
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"takes a number, or several with commas; given {text!r}") from error
     return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _parse_mesh(text: str) -> dict[str, int]:
+    pairs = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
+    known = len(pairs) == len(text.split(",")) and pairs.keys() <= {"data", "fsdp"}
+    if not known or not all(number.isdecimal() and int(number) > 0 for number in pairs.values()):
+        raise argparse.ArgumentTypeError(f"takes data=N, fsdp=N or both, such as data=4,fsdp=2; given {text!r}")
+    return {name: int(number) for name, number in pairs.items()}
 
 
 def _parse_span(text: str) -> tuple[int, int]:

@@ -4,6 +4,7 @@ An image that turns out to be unreadable is left out of an evaluation; in traini
 be read takes its place, so that every run with these files sees the same.
 """
 
+import math
 import multiprocessing
 import os
 import signal
@@ -77,9 +78,12 @@ def draw_batches(
 
 
 def choose_batch_size(settings: Settings, train: Indices) -> int:
-    """The batch size of a run: no more than there are training images, and even where images are mixed in pairs."""
+    """The batch size of a run: no more than there are training images, even where images are mixed in pairs, and a
+    multiple of the parts in which its gradients are computed.
+    """
     size = min(settings.batch_size, len(train))
-    return max(2, size - size % 2) if settings.mixup or settings.cutmix else size
+    unit = math.lcm(2 if settings.mixup or settings.cutmix else 1, settings.accumulate)
+    return max(unit, size - size % unit)
 
 
 @dataclass(frozen=True)

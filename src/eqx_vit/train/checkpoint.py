@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from eqx_vit.files import digest_arrays, read_arrays, write_arrays
 from eqx_vit.functional import from_dicts
@@ -35,7 +34,8 @@ def save_training_state(path: Path, train: TrainState, history: Sequence[EpochMe
 
 
 def load_training_state(path: Path, make_initial: Callable[[], TrainState]) -> tuple[TrainState, list[EpochMetrics]]:
-    """The training state and the metrics that `save_training_state` wrote. `make_initial` tells the shapes.
+    """The training state, in NumPy arrays, and the metrics that `save_training_state` wrote. `make_initial` tells the
+    shapes.
 
     **Raises:** `ValueError` for a damaged file, or one of another model or optimiser.
     """
@@ -59,7 +59,7 @@ def load_training_state(path: Path, make_initial: Callable[[], TrainState]) -> t
     ]
     if wrong:
         raise ValueError(f"{path} does not fit this run's model: {len(wrong)} arrays differ, such as {wrong[0]}")
-    train = jax.tree_util.tree_map_with_path(lambda at, _: jnp.asarray(arrays[path_name(at)]), skeleton)
+    train = jax.tree_util.tree_map_with_path(lambda at, _: arrays[path_name(at)], skeleton)
     return train, history
 
 

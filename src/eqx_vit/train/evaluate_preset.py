@@ -1,5 +1,6 @@
 """The accuracy of a preset's released weights on a labelled folder, measured as timm's validation does."""
 
+import functools
 from pathlib import Path
 
 import equinox as eqx
@@ -11,7 +12,7 @@ from eqx_vit.forward import forward
 from eqx_vit.layers.config import check
 from eqx_vit.train.batches import EvaluationExamples
 from eqx_vit.train.file_images import FileImages, find_unreadable, to_bytes
-from eqx_vit.train.image_folder import find_classes, list_files
+from eqx_vit.train.image_folder import find_layout, list_files
 from eqx_vit.train.inference import BATCH_SIZE, evaluate_all
 from eqx_vit.train.progress import ProgressLog
 from eqx_vit.train.reported import find_reported
@@ -25,12 +26,15 @@ def evaluate_preset(name: str, folder: str, workers: int = 0) -> str:
     **Raises:** `ValueError` for a preset without released weights, and a folder of another number of classes.
     """
     expected = preprocessing(name)
-    classes = find_classes(Path(folder))
+    classes, parts, left_out = find_layout(Path(folder))
+    check(
+        len(parts) == 1,
+        f"{folder} holds {' and '.join(place.name for place in parts)}: give one of them, such as {[*parts][-1]}",
+    )
     check(
         len(classes) == expected.classes,
         f"{folder} has {len(classes)} classes, and {name} tells {expected.classes} apart: give one with those",
     )
-    left_out: list[str] = []
     files = [(path, label) for label, one in enumerate(classes) for path in list_files(Path(folder) / one, left_out)]
     problems = list(find_unreadable([path for path, _ in files]))
     files = [file for file, problem in zip(files, problems, strict=True) if problem is None]
@@ -41,7 +45,8 @@ def evaluate_preset(name: str, folder: str, workers: int = 0) -> str:
         to_bytes([path for path, _ in files]), expected.image_size, len(expected.mean), expected.crop, expected
     )
     labels = np.asarray([label for _, label in files], dtype=np.int32)
-    classify = eqx.filter_jit(lambda images: forward(model, state, images)[0][None].astype(np.float32))
+    run = eqx.filter_jit(lambda model, state, images: forward(model, state, images)[0][None].astype(np.float32))
+    classify = functools.partial(run, model, state)
     with ProgressLog() as log:
         found = evaluate_all(
             classify, EvaluationExamples(images, labels, np.arange(len(files))), BATCH_SIZE, workers, log.show_reading

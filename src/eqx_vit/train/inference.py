@@ -123,7 +123,8 @@ def evaluate_run(folder: Path, checkpoint: str, split: str, data_folder: str | N
     ]
     for label, name in enumerate(names):
         of_class = correct[labels == label]
-        lines.append(f"  {name:{width}}  {of_class.mean():7.2%}  ({of_class.sum()} of {len(of_class)})")
+        share = f"{of_class.mean():7.2%}" if len(of_class) else f"{'-':>7}"
+        lines.append(f"  {name:{width}}  {share}  ({of_class.sum()} of {len(of_class)})")
     return "\n".join(lines)
 
 

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from equinox.nn import State
 from jaxtyping import PRNGKeyArray
 
 from eqx_vit.create import create
 from eqx_vit.functional import NestedDict, to_dicts
 from eqx_vit.layers.config import check, pair
+from eqx_vit.parameters import cast
 from eqx_vit.registry import AnyConfig, AnyModel, change_config, find_preset, list_models
 from eqx_vit.serialization import holds_model, load
 from eqx_vit.surgery import replace_head, resize
@@ -22,7 +24,8 @@ RELEASED = "released"
 def load_start(run: Run) -> tuple[NestedDict, NestedDict] | None:
     """(params, state) of the weights that a run starts from; None: it starts from fresh ones.
 
-    Another number of classes gets a fresh head, another image size resampled position tables.
+    Another number of classes gets a fresh head, another image size resampled position tables. They are float32,
+    whatever they were saved in.
 
     **Raises:** `ValueError` for weights that do not fit the run's model; `FileNotFoundError` for those that are neither
     here nor can be downloaded.
@@ -45,7 +48,7 @@ def load_start(run: Run) -> tuple[NestedDict, NestedDict] | None:
         type(model.config) is type(config) and change_config(model.config, rates) == config,
         f"{own} holds another model than --model {run.settings.model}: {type(model.config).__name__}",
     )
-    return to_dicts(model, state)
+    return to_dicts(cast(model, jnp.float32), state)
 
 
 def find_own_model(place: str) -> Path | None:
@@ -66,6 +69,7 @@ def find_statistics(settings: Settings) -> tuple[tuple[float, ...], tuple[float,
         spec = read_run(Path(place)).input_spec
         return spec.mean, spec.std
     name = settings.model if place == RELEASED else place
+    check(place != RELEASED or name in list_models(), f"--pretrained: there are no released weights of {name}")
     if place == RELEASED or place.startswith("hf-hub:") or (Path(place) / "config.json").exists():
         expected = preprocessing(name)
         return expected.mean, expected.std
@@ -75,7 +79,6 @@ def find_statistics(settings: Settings) -> tuple[tuple[float, ...], tuple[float,
 def _create(settings: Settings, place: str, config: AnyConfig, key: PRNGKeyArray) -> tuple[AnyModel, State]:
     """The model of a checkpoint that is not this library's."""
     if settings.model not in list_models():
-        check(place != RELEASED, f"--pretrained: there are no released weights of {settings.model}")
         return create(config, pretrained=place, key=key)
     preset = find_preset(settings.model)
     names = [*settings.changes, "num_classes", "image_size", "channels"]

@@ -2,14 +2,18 @@
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jax.sharding import Mesh
 
 from eqx_vit.functional import to_dicts
+from eqx_vit.layers.config import check
 from eqx_vit.parameters import count_params
 from eqx_vit.serialization import load
 from eqx_vit.train.batches import (
@@ -26,6 +30,7 @@ from eqx_vit.train.image_folder import to_printable
 from eqx_vit.train.inference import Evaluation, evaluate
 from eqx_vit.train.initial_weights import load_start
 from eqx_vit.train.optimiser import learning_rate, make_optimiser
+from eqx_vit.train.placement import Placement
 from eqx_vit.train.plots import draw_curves, draw_samples, pick_samples
 from eqx_vit.train.progress import ProgressLog
 from eqx_vit.train.run_folder import (
@@ -40,7 +45,6 @@ from eqx_vit.train.run_folder import (
     write_metrics,
 )
 from eqx_vit.train.step import (
-    Arrays,
     EvalStep,
     TrainState,
     averaged_model,
@@ -66,6 +70,7 @@ def train_run(
     workers: int = 0,
     tracker: Tracker | None = None,
     profile: tuple[int, int] | None = None,
+    mesh: Mesh | None = None,
 ) -> FinalMetrics | None:
     """Train to the end, and test the best epoch. None where `stopped()` became true first, or nobody reads the log any
     more; the folder can then be resumed.
@@ -74,39 +79,50 @@ def train_run(
     function of (seed, step) or (seed, epoch), and the training state is one file that is replaced whole.
 
     **Arguments:** `workers`: the processes that read image files, 0 for threads; `tracker` is told of the numbers as
-    they come; `profile`: from the first to the second of these steps, a trace for xprof is written to the folder.
+    they come; `profile`: from the first to the second of these steps, a trace for xprof is written to the folder;
+    `mesh`, of `eqx_vit.make_mesh`: the devices to train on, which may be others when the run goes on.
 
-    **Raises:** `ValueError` where the loss stops being a number, the training state is damaged, or a worker has ended.
+    **Raises:** `ValueError` where the loss stops being a number, the training state is damaged, a worker has ended, or
+    the devices of the mesh cannot share a batch equally.
     """
     settings = run.settings
     tracker = Forgetful() if tracker is None else tracker
     examples = make_examples(run, data)
     batch_size = examples.batch_size
     epoch_steps = len(data.train) // batch_size
+    span = "" if profile is None else f"--profile {profile[0]}:{profile[1]}"
+    check(profile is None or profile[0] < examples.total, f"{span}: the run has {examples.total} steps, from 0 on")
     optimiser = make_optimiser(run.config, settings, examples.total)
     spec = run.input_spec
-    teacher = load_teacher(settings.teacher, run.config.num_classes, spec) if settings.teacher else None
-    train_step = make_train_step(run.config, optimiser, settings, spec, teacher)
-    eval_step = make_eval_step(run.config, spec)
+    placement = Placement(run.config, mesh)
+    placement.check_batch(batch_size // settings.accumulate)
+    teacher = None
+    if settings.teacher:
+        teacher = load_teacher(settings.teacher, run.config.num_classes, spec)
+        teacher = teacher._replace(arrays=placement.place(teacher.arrays))
+    train_step = make_train_step(run.config, optimiser, settings, spec, teacher, placement.keep)
+    eval_step = placement.place_images(make_eval_step(run.config, spec))
     held_out = EvaluationExamples(data.images, data.labels, data.validation)
     rate = learning_rate(settings, examples.total)
 
-    train, history = _load_or_make(
-        folder, run, lambda start: initial_state(run.config, optimiser, settings.seed, start)
-    )
+    train, history = _load_or_make(folder, run, optimiser, placement)
     first = int(train.step)
     log.start_training(first, examples.total)
     reported = _Reported(data, log)
     watch, saved = Watch(), time.monotonic()
     began = saved - (history[-1].seconds if history else 0)
-    with read_batches(examples, batch_size, first, workers) as batches:
+    with (
+        read_batches(examples, batch_size, first, workers) as batches,
+        _profiling(folder, profile) as begin_step,
+        placement.in_force(),
+    ):
         for step in range(first, examples.total):
             epoch, position = divmod(step, epoch_steps)
             if position == 0:
                 train = train._replace(loss=jnp.zeros_like(train.loss), correct=jnp.zeros_like(train.correct))
             if position == 0 or step == first + 1:  # the first step of all compiles
                 watch.lap()
-            _profile(folder, step, profile)
+            begin_step(step)
             try:
                 with watch.waiting():
                     batch = next(batches)
@@ -115,7 +131,7 @@ def train_run(
                     save_training_state(folder / TRAINING_STATE, train, history)
                 raise
             reported.report(batch)
-            train, numbers = train_step(train, batch.images, batch.labels)
+            train, numbers = train_step(train, *placement.place_batch(batch.images, batch.labels))
             loss = _check_finite(float(numbers.loss), step)
             watch.count(batch_size)
             now = {"learning_rate": float(rate(step)), "gradient_norm": float(numbers.gradient_norm)}
@@ -153,8 +169,7 @@ def train_run(
                 saved = time.monotonic()
             if stopping and step + 1 < examples.total:
                 return None
-    _profile(folder, examples.total, profile)
-    return _finish(folder, run, data, history, eval_step, log, workers)
+        return _finish(folder, run, data, history, eval_step, log, workers, placement)
 
 
 def make_examples(run: Run, data: Data) -> TrainingExamples:
@@ -183,24 +198,37 @@ class _Reported:
 
 
 def _load_or_make(
-    folder: Path, run: Run, make_initial: Callable[[tuple[Arrays, Arrays] | None], TrainState]
+    folder: Path, run: Run, optimiser: optax.GradientTransformation, placement: Placement
 ) -> tuple[TrainState, list[EpochMetrics]]:
     """The training state of the folder, or the initial one where the run was killed before it saved any."""
+    make_fresh = functools.partial(initial_state, run.config, optimiser, run.settings.seed)
     path = folder / TRAINING_STATE
     if path.exists():
-        return load_training_state(path, functools.partial(make_initial, None))
-    return make_initial(load_start(run)), []
+        train, history = load_training_state(path, make_fresh)
+        return placement.place(train), history
+    start = load_start(run)
+    return placement.make(make_fresh) if start is None else placement.place(make_fresh(start)), []
 
 
-def _profile(folder: Path, step: int, profile: tuple[int, int] | None) -> None:
-    """Start or stop the trace before this step."""
-    if profile is None:
-        return
-    first, last = profile
-    if step == first:
-        jax.profiler.start_trace(str(folder / "profile"))
-    elif step == last:
-        jax.profiler.stop_trace()
+@contextmanager
+def _profiling(folder: Path, profile: tuple[int, int] | None) -> Iterator[Callable[[int], None]]:
+    """A function to call before each step, which starts and stops the trace; it ends with the run at the latest."""
+    first, last = profile or (0, 0)
+    running = False
+
+    def begin_step(step: int) -> None:
+        nonlocal running
+        wanted = first <= step < last
+        if wanted and not running:
+            jax.profiler.start_trace(str(folder / "profile"))
+        elif running and not wanted:
+            jax.profiler.stop_trace()
+        running = wanted
+
+    try:
+        yield begin_step
+    finally:
+        begin_step(last)
 
 
 def make_epoch_metrics(
@@ -245,12 +273,21 @@ def _describe(metrics: EpochMetrics, epochs: int) -> str:
 
 
 def _finish(
-    folder: Path, run: Run, data: Data, history: list[EpochMetrics], step: EvalStep, log: ProgressLog, workers: int
+    folder: Path,
+    run: Run,
+    data: Data,
+    history: list[EpochMetrics],
+    step: EvalStep,
+    log: ProgressLog,
+    workers: int,
+    placement: Placement,
 ) -> FinalMetrics:
     """Test the best checkpoint, and draw the two figures."""
     model, state = load(folder / BEST)
     examples = EvaluationExamples(data.images, data.labels, data.test)
-    test = evaluate(step, to_dicts(model, state), examples, choose_batch_size(run.settings, data.train), workers)
+    test = evaluate(
+        step, placement.place(to_dicts(model, state)), examples, choose_batch_size(run.settings, data.train), workers
+    )
     best = max(history, key=lambda metrics: metrics.score)
     result = FinalMetrics(BEST, best.epoch, test.loss, test.accuracy)
     write_metrics(folder, [*history, result])

@@ -185,7 +185,8 @@ def _load_or_make(folder: Path, run: Run, total: int) -> tuple[TrainState, list[
     make_fresh = functools.partial(jax.jit(jax.vmap(make_one)), _stack_members(run).seeds)
     path = folder / TRAINING_STATE
     if path.exists():
-        return load_training_state(path, make_fresh)
+        train, history = load_training_state(path, make_fresh)
+        return jax.tree.map(jnp.array, train), history
     starts = [load_start(one) for one in split_members(run)]
     if starts[0] is None:
         return make_fresh(), []

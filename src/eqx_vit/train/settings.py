@@ -45,6 +45,7 @@ class Settings:
 
     epochs: int
     batch_size: int = 32
+    accumulate: int = 1  # in so many parts, one after the other, gradients of a batch are computed
     optimiser: Optimiser = "adamw"
     learning_rate: float  # the peak, reached after the warm-up
     schedule: Schedule = "cosine"
@@ -79,7 +80,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_at_least(self, 1, "epochs", "batch_size", "image_size", "decay_epochs", "repeats")
+        check_at_least(self, 1, "epochs", "batch_size", "image_size", "decay_epochs", "repeats", "accumulate")
         check_rates(self, "warmup", "label_smoothing", "ema", "shift", "zoom")
         for name in ("learning_rate", "head_learning_rate", "temperature", "decay_rate", "crop_scale", "crop_fraction"):
             value = getattr(self, name)

@@ -30,7 +30,7 @@ def start_run(
     """
     settings = make_settings(given)
     members: tuple[Member, ...] = ()
-    if seeds or lists:
+    if lists or (seeds or 1) > 1:
         settings, members = make_members(settings, seeds or 1, lists or {})
     names = find_classes(Path(settings.data)) if settings.data else DIGITS
     config, size = make_model_config(settings.model, settings.changes, settings.image_size, len(names))

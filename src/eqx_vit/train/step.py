@@ -60,6 +60,7 @@ class StepConfig(NamedTuple):
     settings: Settings
     seed: int | UInt[Array, ""]
     drop_path_factor: Float[Array, ""] | None = None
+    keep: Callable[[TrainState], TrainState] = lambda train: train  # where it lies on a mesh
 
 
 class StepMetrics(NamedTuple):
@@ -121,12 +122,13 @@ def make_train_step(
     settings: Settings,
     input_spec: InputSpec,
     teacher: Teacher | None = None,
+    keep: Callable[[TrainState], TrainState] = lambda train: train,
 ) -> TrainStep:
     """`step(train_state, images, labels) -> (train_state, metrics)` on a batch of images of 0 to 255.
 
-    The old state is donated, and gone.
+    The old state is donated, and gone. `keep` tells the compiler where the new one lies on a mesh.
     """
-    step_config = make_step_config(config, optimiser, settings, input_spec, teacher)
+    step_config = make_step_config(config, optimiser, settings, input_spec, teacher)._replace(keep=keep)
     compiled = jax.jit(functools.partial(train_step, step_config), donate_argnums=0)
     return TrainStep(compiled, None if teacher is None else teacher.arrays)
 
@@ -161,9 +163,8 @@ def train_step(
     batch, targets = augment(config, augmentation_key, images, labels)
     teacher_logits = None if config.teach is None else config.teach(teacher, batch)
 
-    gradient = jax.grad(_loss, argnums=1, has_aux=True)
-    gradients, (state, loss, plain, correct) = gradient(
-        config, train.params, train.state, model_key, batch, labels, targets, teacher_logits
+    gradients, (state, loss, plain, correct) = _differentiate(
+        config, train.params, train.state, model_key, (batch, labels, targets, teacher_logits)
     )
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam does not pass the strict one
         updates, optimiser = config.optimiser.update(gradients, train.optimiser, train.params)
@@ -171,8 +172,9 @@ def train_step(
 
     ema = _update_average(settings.ema, train.step, train.ema, params, state["batch_stats"])
     metrics = StepMetrics(loss, optax.tree.norm(gradients))
-    correct = train.correct + correct.astype(jnp.int32)
-    return TrainState(params, state, ema, optimiser, train.step + 1, train.loss + plain, correct), metrics
+    correct = train.correct + correct
+    after = TrainState(params, state, ema, optimiser, train.step + 1, train.loss + plain, correct)
+    return config.keep(after), metrics
 
 
 def _step_key(config: StepConfig, step: Int[Array, ""]) -> PRNGKeyArray:
@@ -205,6 +207,35 @@ def show_batch(config: StepConfig, step: int, images: AnyArray, labels: AnyArray
     return pixels, np.asarray(targets)
 
 
+Part: TypeAlias = tuple[Array, Array, Array, Array | None]  # images, labels, targets, a teacher's logits
+Computed: TypeAlias = tuple[Arrays, tuple[Arrays, Array, Array, Array]]
+
+
+def _differentiate(config: StepConfig, params: Arrays, state: Arrays, key: PRNGKeyArray, batch: Part) -> Computed:
+    """(gradients, what `_loss` has beside the loss), in as many parts of the batch as the settings say."""
+    gradient = jax.grad(_loss, argnums=1, has_aux=True)
+    parts = config.settings.accumulate
+    if parts == 1:
+        return gradient(config, params, state, key, *batch)
+
+    def split(array: Array) -> Array:
+        # Every so many-th image: each device of a mesh then has as many of each part as of the batch.
+        return array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1)
+
+    def add_part(carry: Computed, part: tuple[PRNGKeyArray, Part]) -> tuple[Computed, None]:
+        gradients, (state, *sums) = carry
+        own, (state, *numbers) = gradient(config, params, state, part[0], *part[1])
+        added = jax.tree.map(jnp.add, (gradients, tuple(sums)), (own, tuple(numbers)))
+        return (added[0], (state, *added[1])), None
+
+    zero = (jnp.zeros(()), jnp.zeros(()), jnp.zeros((), dtype=jnp.int32))
+    start = jax.tree.map(jnp.zeros_like, params), (state, *zero)
+    (gradients, (state, loss, plain, correct)), _ = jax.lax.scan(
+        add_part, start, (jax.random.split(key, parts), jax.tree.map(split, batch))
+    )
+    return jax.tree.map(lambda leaf: leaf / parts, gradients), (state, loss / parts, plain, correct)
+
+
 def _loss(
     config: StepConfig,
     params: Arrays,
@@ -224,7 +255,7 @@ def _loss(
     own, distilled = (logits.astype(jnp.float32) for logits in (result if config.two_heads else (result, result)))
     logits = (own + distilled) / 2 if config.two_heads else own
     plain = jnp.sum(optax.softmax_cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1])))
-    correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels)
+    correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels).astype(jnp.int32)
     loss = total_loss(make_objective(config.settings), own, distilled, targets, teacher)
     return loss, (state, loss, plain, correct)
 
@@ -256,7 +287,7 @@ def _update_average(decay: float, step: Int[Array, ""], average: Arrays, params:
     count = step.astype(jnp.float32)
     decay_now = jnp.minimum(decay, (1 + count) / (10 + count))
     return jax.tree.map(
-        lambda old, new: old * decay_now.astype(old.dtype) + new * (1 - decay_now).astype(new.dtype),
+        lambda old, new: new + (old - new) * decay_now.astype(old.dtype),  # what does not change stays bit by bit
         average,
         {"params": params, "batch_stats": batch_stats},
     )

@@ -25,7 +25,7 @@ class Tracker(Protocol):
 def make_tracker(name: str | None, folder: Path, settings: Mapping[str, object]) -> Tracker:
     """The tracker of this name, one of `TRACKERS`, for the run in a folder; None: one that forgets all.
 
-    **Raises:** `ValueError` where the package that it needs is not installed.
+    **Raises:** `ValueError` where the package that it needs is not installed, or fails.
     """
     try:
         match name:
@@ -36,7 +36,10 @@ def make_tracker(name: str | None, folder: Path, settings: Mapping[str, object])
             case _:
                 return Service(importlib.import_module(name), folder.name, settings)
     except ImportError as error:
-        raise ValueError(f"--track {name} needs {error.name}: pip install {error.name}") from error
+        package = error.name or name
+        raise ValueError(f"--track {name} needs {package}: pip install {package}") from error
+    except Exception as error:  # whatever a service raises, such as for want of a login
+        raise ValueError(f"--track {name} failed: {error}") from error
 
 
 class Forgetful:

@@ -1,0 +1,88 @@
+"""Where the arrays of a run lie: on one device, or on a mesh."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
+
+from eqx_vit.create import make_skeleton
+from eqx_vit.layers.config import check
+from eqx_vit.paths import Leaf, named_leaves, path_name
+from eqx_vit.registry import AnyConfig
+from eqx_vit.sharding import parameter_shardings, shard_batch
+from eqx_vit.train.step import EvalStep, TrainState
+
+Tree = TypeVar("Tree")
+
+
+class Placement:
+    """A mesh and what lies on it; without one there is nothing to do."""
+
+    def __init__(self, config: AnyConfig, mesh: Mesh | None) -> None:
+        self._mesh = mesh
+        self._named: dict[str, tuple[tuple[int, ...], NamedSharding]] = {}
+        if mesh is not None:
+            model, _ = make_skeleton(config)
+            shapes = {name: leaf.shape for name, leaf in named_leaves(model).items()}
+            shardings = jax.tree_util.tree_leaves_with_path(parameter_shardings(model, mesh))
+            self._named = {path_name(path): (shapes[path_name(path)], sharding) for path, sharding in shardings}
+
+    def in_force(self) -> AbstractContextManager[object]:
+        """Within it, the mesh is the one that models are compiled for."""
+        return nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
+
+    def check_batch(self, batch_size: int) -> None:
+        """Raise `ValueError` for a batch that the devices cannot share equally."""
+        devices = 1 if self._mesh is None else self._mesh.size
+        nearest = max(devices, batch_size // devices * devices)
+        check(
+            batch_size % devices == 0,
+            f"a batch of {batch_size} cannot be shared equally by {devices} devices: give --batch-size {nearest}, or "
+            "--mesh with as many devices as divide it",
+        )
+
+    def make(self, initial: Callable[[], TrainState]) -> TrainState:
+        """The training state that a function makes, each part where it belongs from the start."""
+        if self._mesh is None:
+            return initial()
+        return jax.jit(initial, out_shardings=self._shardings(jax.eval_shape(initial)))()
+
+    def place(self, tree: Tree) -> Tree:
+        """A training state or a model's (params, state), each array where it belongs."""
+        if self._mesh is None:
+            return jax.tree.map(jnp.array, tree)  # a copy: what a step is given is gone after it
+        return jax.device_put(tree, self._shardings(tree))
+
+    def keep(self, train: TrainState) -> TrainState:
+        """Within a compiled step: the training state lies as it did."""
+        if self._mesh is None:
+            return train
+        return jax.tree.map(jax.lax.with_sharding_constraint, train, self._shardings(train))
+
+    def place_batch(self, *arrays: np.ndarray) -> tuple[np.ndarray | Array, ...]:
+        """Arrays of a batch, over the devices."""
+        return arrays if self._mesh is None else shard_batch(arrays, self._mesh)
+
+    def place_images(self, step: EvalStep) -> EvalStep:
+        """The evaluation step, for images that are not yet on the devices."""
+        return lambda params, state, images: step(params, state, *self.place_batch(np.asarray(images)))
+
+    def _shardings(self, tree: PyTree) -> PyTree:
+        """Parameters, their averages and moments by the rule for parameters; all else on every device."""
+        assert self._mesh is not None
+        whole = NamedSharding(self._mesh, PartitionSpec())
+
+        def choose(path: jax.tree_util.KeyPath, leaf: Leaf) -> NamedSharding:
+            parts = path_name(path).split(".")
+            for start in range(1, len(parts)):
+                shape, sharding = self._named.get(".".join(parts[start:]), ((), whole))
+                if shape == leaf.shape:
+                    return sharding
+            return whole
+
+        return jax.tree_util.tree_map_with_path(choose, tree)
