@@ -110,7 +110,7 @@ def test_each_optimiser_is_that_of_optax_on_the_model(name: Any, model: tuple[An
     expected = two_updates(optax_chain(name), params, gradients)
     found = own_updates(settings, model)
     for updates, own in zip(expected, found, strict=True):
-        named = named_leaves(updates)
+        named: dict[str, Any] = {**named_leaves(updates)}
         assert own.keys() == named.keys()
         for path, update in named.items():
             assert np.abs(own[path]).max() > 0
@@ -226,6 +226,7 @@ def test_a_run_or_a_saved_model_is_what_another_run_starts_from(
 
 
 def test_a_checkpoint_of_timms_names_gets_a_head_and_positions_of_the_run(letters: str, tmp_path: Path) -> None:
+    model: Any
     model, state = eqx_vit.create("vit_tiny_patch16_224", depth=1, key=jax.random.key(3))
     arrays = to_state_dict(model, state, target="timm")
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, tmp_path / "timm.safetensors")
@@ -234,7 +235,7 @@ def test_a_checkpoint_of_timms_names_gets_a_head_and_positions_of_the_run(letter
     run = start(**given, pretrained=str(tmp_path / "timm.safetensors"))
     loaded = load_start(run)
     assert loaded is not None
-    found, _ = from_dicts(run.config, *loaded)
+    found: Any = from_dicts(run.config, *loaded)[0]
     assert found.config == run.config
     for own, other in (
         (found.blocks, model.blocks),
@@ -344,7 +345,8 @@ def test_a_student_learns_from_its_teacher_by_its_last_head(heads: int, trained:
     before = {name: np.array(leaf) for name, leaf in flatten("params", state.params).items()}
 
     batch = (jnp.asarray(images, dtype=jnp.float32) / 255 - run.input_spec.mean[0]) / run.input_spec.std[0]
-    their_logits, _ = eqx_vit.forward(eqx_vit.inference_mode(eqx_vit.load(trained / BEST)[0]), state=None, images=batch)
+    their_model, their_state = eqx_vit.load(trained / BEST)
+    their_logits, _ = eqx_vit.forward(eqx_vit.inference_mode(their_model), their_state, batch)
     student, _ = from_dicts(run.config, state.params, state.state)
     pair: Any = jax.vmap(lambda image: student.logits_pair(image) if heads == 2 else (student(image), student(image)))
     own, distilled = pair(batch)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -302,7 +303,7 @@ def test_damaged_files_are_skipped_the_same_each_time_and_reported_once(
     assert seen >= set(damaged[:2])
 
     found = evaluate(
-        lambda *_: np.zeros((3, 2), dtype=np.float32),
+        lambda *_: jnp.zeros((3, 2)),
         ({}, {}),
         EvaluationExamples(data.images, data.labels, data.test),
         3,

@@ -309,6 +309,7 @@ def test_a_preset_is_evaluated_as_its_authors_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name, classes = "vit_tiny_patch16_224", [f"class {number}" for number in range(7)]
+    model: Any
     model, state = eqx_vit.create(name, depth=1, num_classes=7, image_size=32, key=jax.random.key(0))
     head = jax.random.normal(jax.random.key(1), model.head.weight.shape)  # a fresh one is zero
     model = eqx.tree_at(lambda model: model.head.weight, model, head)

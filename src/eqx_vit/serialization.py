@@ -54,10 +54,13 @@ def save(path: str | os.PathLike[str], model: AnyModel, state: State) -> None:
             "use eqx.tree_serialise_leaves(path, (model, state)), and eqx.tree_deserialise_leaves with a model that is "
             "changed in the same way"
         )
-    if any(isinstance(array, jax.ShapeDtypeStruct | Tracer) for array in arrays.values()):
-        raise ValueError("save takes arrays with values: call it outside of jax.jit and eqx.filter_eval_shape")
-    described = config | {"digest": digest_arrays(arrays, json.dumps(config))}
-    write_arrays(Path(path), arrays, {METADATA: json.dumps(described)})
+    plain: dict[str, jax.Array | np.ndarray] = {}
+    for name, array in arrays.items():
+        if isinstance(array, jax.ShapeDtypeStruct | Tracer):
+            raise ValueError("save takes arrays with values: call it outside of jax.jit and eqx.filter_eval_shape")
+        plain[name] = array
+    described = config | {"digest": digest_arrays(plain, json.dumps(config))}
+    write_arrays(Path(path), plain, {METADATA: json.dumps(described)})
 
 
 @check_arguments
