@@ -145,7 +145,7 @@ def test_meshes_and_batches_that_do_not_fit_are_refused(tmp_path: Path, capsys: 
     for options, words in (
         (["--mesh", "data=3"], "there are 8"),
         (["--mesh", "rows=8"], "takes data=N, fsdp=N"),
-        (["--batch-size", "30"], "give --batch-size 24"),
+        (["--batch-size", "30", "--mesh", "data=8"], "give --batch-size 24"),
     ):
         output = tmp_path / "run"
         try:

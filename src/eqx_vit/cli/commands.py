@@ -41,7 +41,7 @@ def train(options: argparse.Namespace) -> int:
     from eqx_vit.train.start import resume_run, start_run
 
     given, lists = _read_settings(options)
-    mesh = make_mesh(**(options.mesh or {})) if options.mesh or len(jax.devices()) > 1 else None
+    mesh = make_mesh(**options.mesh) if options.mesh else None
     if options.workers:  # where one is killed, Python's own clean-up has a warning to say
         os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
     with ProgressLog() as log, ExitStack() as held:
@@ -65,6 +65,7 @@ def train(options: argparse.Namespace) -> int:
             print(write_batch(folder, run, data))
             return 0
         with catch_signals(log.write) as stopped:
+            mesh = _choose_mesh(run, data, log) if mesh is None else mesh
             return _run(options, mesh, folder, run, data, log, stopped)
 
 
@@ -89,6 +90,20 @@ def _read_settings(options: argparse.Namespace) -> tuple[dict[str, object], dict
     if options.freeze:
         given["freeze"] = tuple(options.freeze)
     return given | ({"changes": changes} if changes else {}), lists
+
+
+def _choose_mesh(run: "Run", data: "Data", log: "ProgressLog") -> Mesh | None:
+    """All devices, where there are several and they can share a batch equally."""
+    from eqx_vit.train.batches import choose_batch_size
+
+    devices = len(jax.devices())
+    batch_size = choose_batch_size(run.settings, data.train)
+    if devices == 1 or run.members:
+        return None
+    if batch_size // run.settings.accumulate % devices:
+        log.write(f"one of {devices} devices is used: they cannot share a batch of {batch_size} equally")
+        return None
+    return make_mesh()
 
 
 def _run(

@@ -108,7 +108,7 @@ def _add_how(group: argparse._ArgumentGroup) -> None:
 
 def _add_fine_tuning(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--pretrained", nargs="?", const="released", metavar="WEIGHTS",
+        "--pretrained", nargs="?", const="released", type=_parse_place, metavar="WEIGHTS",
         help="start from the weights released with the preset, or from a run, a folder, a file or hf-hub:owner/name; "
         "another number of classes gets a fresh head, another image size resampled position tables",
     )  # fmt: skip
@@ -121,7 +121,10 @@ def _add_fine_tuning(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--head-learning-rate", type=float, metavar="X", help="the head's own (default: as the others)")
     group.add_argument(
-        "--teacher", metavar="RUN|PRESET", help="learn from this model too (DeiT); a model with two heads by its second"
+        "--teacher",
+        type=_parse_place,
+        metavar="RUN|PRESET",
+        help="learn from this model too (DeiT); a model with two heads by its second",
     )
     group.add_argument(
         "--distillation", choices=DISTILLATIONS, help="the teacher's class, or its probabilities (default: hard)"
@@ -178,6 +181,11 @@ def _add_numbers(group: argparse._ArgumentGroup, numbers: list[tuple[str, Callab
 def parse_folder(text: str) -> str:
     """A path, whatever the current folder is later."""
     return str(Path(text).resolve())
+
+
+def _parse_place(text: str) -> str:
+    """A path that exists, whatever the current folder is later; anything else is a name."""
+    return str(Path(text).resolve()) if Path(text).exists() else text
 
 
 def parse_count(text: str) -> int:

@@ -236,7 +236,9 @@ def _check_workers(iterator: Iterator[tuple[np.ndarray, ...]]) -> Iterator[Batch
             return
         except RuntimeError as error:  # grain's, of a process that is gone
             reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"a worker that reads images has ended, --resume goes on from here: {reason}") from error
+            raise ValueError(
+                f"a worker that reads images has ended; --resume goes on from what was saved last: {reason}"
+            ) from error
         yield Batch(*parts)
 
 

@@ -23,6 +23,7 @@ from eqx_vit.train.start import move_data, reload_data
 from eqx_vit.train.step import Arrays, EvalStep, make_eval_step
 
 BATCH_SIZE = 64
+MANY_IMAGES = 4096
 
 
 class Evaluation(NamedTuple):
@@ -69,7 +70,8 @@ def evaluate_all(
     """
     indices: list[np.ndarray] = []
     chunks: list[np.ndarray] = []
-    with read_batches(examples, batch_size, workers=workers) as batches:
+    # To start processes takes seconds: of few images threads have read all of them by then.
+    with read_batches(examples, batch_size, workers=workers if len(examples) > MANY_IMAGES else 0) as batches:
         for number, batch in enumerate(batches):
             kept = batch.unreadable < 0
             own = examples.indices[number * batch_size :][: len(kept)]

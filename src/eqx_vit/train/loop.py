@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -127,7 +127,7 @@ def train_run(
                 with watch.waiting():
                     batch = next(batches)
             except ValueError:
-                if step > first:
+                if step > first or not (folder / TRAINING_STATE).exists():
                     save_training_state(folder / TRAINING_STATE, train, history)
                 raise
             reported.report(batch)
@@ -143,6 +143,7 @@ def train_run(
             if position == epoch_steps - 1:
                 speed, images = watch.read(), epoch_steps * batch_size
                 validation = evaluate(eval_step, averaged_model(train), held_out, batch_size, workers)
+                reported.report_missing(held_out, validation)
                 metrics = make_epoch_metrics(
                     step + 1,
                     epoch_steps,
@@ -186,15 +187,23 @@ def make_examples(run: Run, data: Data) -> TrainingExamples:
 class _Reported:
     """Says of each file that turns out to be unreadable so, once."""
 
+    def report_missing(self, examples: EvaluationExamples, found: Evaluation) -> None:
+        """Name the images of an evaluation that could not be read."""
+        missing = np.setdiff1d(examples.indices, found.indices)
+        self._say(missing.tolist(), "it is left out of the evaluation")
+
     def __init__(self, data: Data, log: ProgressLog) -> None:
         self._data, self._log, self._seen = data, log, set[int]()
 
     def report(self, batch: Batch) -> None:
-        for index in batch.unreadable[batch.unreadable >= 0].tolist():
+        self._say(batch.unreadable[batch.unreadable >= 0].tolist(), "the next image takes its place")
+
+    def _say(self, indices: Sequence[int], consequence: str) -> None:
+        for index in indices:
             if index not in self._seen and not isinstance(self._data.images, np.ndarray):
                 self._seen.add(index)
                 path = self._data.images.path(index)
-                self._log.write(to_printable(f"{path} cannot be read, the next image takes its place"))
+                self._log.write(to_printable(f"{path} cannot be read, {consequence}"))
 
 
 def _load_or_make(

@@ -113,7 +113,7 @@ def train_population(
                 with watch.waiting():
                     batch = _stack_batches(readers)
             except ValueError:
-                if step > first:
+                if step > first or not (folder / TRAINING_STATE).exists():
                     save_training_state(folder / TRAINING_STATE, train, _flatten(history))
                 raise
             train, numbers = step_all(varied, train, batch.images, batch.labels, teacher and teacher.arrays)
