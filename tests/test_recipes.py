@@ -98,7 +98,8 @@ def test_every_recipe_gives_settings_and_a_model_for_any_number_of_classes(name:
     settings = make_settings(recipe.settings)
     assert settings.epochs == recipe.settings["epochs"]
     assert settings.data is None  # the user's
-    assert (settings.rotate, settings.shift, settings.zoom) == (0, 0, 0)  # defaults of ours, and of no paper
+    if "measured here" not in recipe.accuracy:
+        assert (settings.rotate, settings.shift, settings.zoom) == (0, 0, 0)  # defaults of ours, and of no paper
     for classes in (10, 100, 1000):
         assert full_config(recipe, classes).num_classes == classes
     if settings.teacher is not None:

@@ -259,7 +259,7 @@ def test_a_killed_worker_ends_the_run_with_one_line_and_the_run_resumes(
         patched.setattr(ProgressLog, "show_step", kill_worker)
         assert main(["train", *run, "--workers", "1"]) == 2
     captured = capfd.readouterr()
-    assert captured.err.startswith("eqx-vit train: a worker that reads images has ended, --resume goes on")
+    assert captured.err.startswith("eqx-vit train: a worker that reads images has ended; --resume goes on")
     assert captured.err.count("\n") == 1
     assert (tmp_path / "run" / TRAINING_STATE).exists()
     assert not (tmp_path / "run" / METRICS).exists()

@@ -70,7 +70,7 @@ def load_recipe(name: str) -> Recipe:
 
 def describe_recipes() -> str:
     """The recipes as a table, and how to run one: what `eqx-vit recipes` prints."""
-    rows = [("recipe", "model", "epochs", "data", "top-1 of the authors")]
+    rows = [("recipe", "model", "epochs", "data", "top-1")]
     for recipe in list_recipes():
         model, epochs = recipe.settings["model"], recipe.settings["epochs"]
         data, _, _ = recipe.data.partition(",")
