@@ -15,7 +15,6 @@ import optax
 from sklearn.datasets import load_digits
 
 import eqx_vit
-from eqx_vit.paths import named_leaves
 
 CONFIG = eqx_vit.ViTConfig(
     image_size=8, patch_size=2, num_classes=10, dim=64, depth=4, heads=4, mlp_dim=128, channels=1, dropout=0.1
@@ -66,8 +65,8 @@ with jax.set_mesh(mesh):
         shuffled = np.random.default_rng(epoch).permutation(train)
         for number in range(len(train) // BATCH):
             rows = shuffled[number * BATCH : (number + 1) * BATCH]
-            batch = eqx_vit.shard_batch((images[rows], labels[rows]), mesh)
+            batch, targets = eqx_vit.shard_batch((images[rows], labels[rows]), mesh)
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(1), epoch), number)
-            model, state, optimiser_state = step(model, state, optimiser_state, *batch, key)
+            model, state, optimiser_state = step(model, state, optimiser_state, batch, targets, key)
         found = accuracy(model, state, *eqx_vit.shard_batch((images[test], labels[test]), mesh))
         print(f"epoch {epoch + 1:2d}  test accuracy {found:.3f}")

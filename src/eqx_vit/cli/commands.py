@@ -27,7 +27,7 @@ from eqx_vit.train.settings import Settings
 if TYPE_CHECKING:
     from eqx_vit.train.data import Data
     from eqx_vit.train.progress import ProgressLog
-    from eqx_vit.train.run_folder import Run
+    from eqx_vit.train.run_folder import Member, Run
 
 LISTED = ("learning_rate", "weight_decay", "drop_path")  # options that take a list, of runs trained as one
 HEADINGS = ("name", "parameters", "multiply-adds", "image size", "weights")
@@ -126,10 +126,11 @@ def _run(
         found = train_population(folder, run, data, log, stopped, workers=options.workers)
         result = None
         if found is not None:
+            best = _describe_member(run.members[found.best])
             result = (
                 f"test accuracy {mean(found.test_accuracies):.2%} ± {stdev(found.test_accuracies):.2%} of "
-                f"{len(run.members)} runs (best by validation: {run.members[found.best]}, "
-                f"{found.test_accuracies[found.best]:.2%}); they are in {folder}"
+                f"{len(run.members)} runs; the best by validation, with {best}, has "
+                f"{found.test_accuracies[found.best]:.2%}; they are in {folder}"
             )
     else:
         tracker = make_tracker(options.track, folder, dataclasses.asdict(run.settings))
@@ -158,6 +159,11 @@ def _run(
         return 130
     print(result)
     return 0
+
+
+def _describe_member(member: "Member") -> str:
+    values = {name.replace("_", " "): value for name, value in member._asdict().items() if value is not None}
+    return ", ".join(f"{name} {value:g}" for name, value in values.items())
 
 
 def recipes(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Recipes: the settings with which the authors of a paper trained a model, as TOML files in `eqx_vit/recipes`."""
+"""Recipes: the settings of a paper, or of what was measured here, as TOML files in `eqx_vit/recipes`."""
 
 import difflib
 import tomllib
