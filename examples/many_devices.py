@@ -57,10 +57,8 @@ optimiser = optax.adamw(schedule, weight_decay=0.05, mask=eqx_vit.decay_mask)
 
 with jax.set_mesh(mesh):
     optimiser_state = optimiser.init(eqx_vit.trainable(model))  # the moments lie as the parameters do
-    name, largest = max(named_leaves(model).items(), key=lambda item: item[1].size)
-    print(
-        f"{dict(mesh.shape)}: {name} {largest.shape}, of which a device has {largest.addressable_shards[0].data.shape}"
-    )
+    largest = max(jax.tree.leaves(eqx.filter(model, eqx.is_array)), key=lambda leaf: leaf.size)
+    print(f"{dict(mesh.shape)}: an array of {largest.shape}, of which a device has {largest.addressable_data(0).shape}")
     for epoch in range(EPOCHS):
         shuffled = np.random.default_rng(epoch).permutation(train)
         for number in range(len(train) // BATCH):
