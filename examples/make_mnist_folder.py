@@ -34,7 +34,8 @@ def find_file(source, name):
     else:
         with tarfile.open(source) as archive:
             members = {Path(member.name).name: member for member in archive if member.isfile()}
-            found = {key: archive.extractfile(members[key]).read() for key in (name, packed) if key in members}
+            files = {key: archive.extractfile(members[key]) for key in (name, packed) if key in members}
+            found = {key: file.read() for key, file in files.items() if file is not None}
     if not found:
         raise ValueError(f"there is neither {name} nor {packed}")
     return found[name] if name in found else gzip.decompress(found[packed])
