@@ -135,7 +135,10 @@ def train_run(
             loss = _check_finite(float(numbers.loss), step)
             watch.count(batch_size)
             now = {"learning_rate": float(rate(step)), "gradient_norm": float(numbers.gradient_norm)}
-            note = f"{watch.read().describe()}, rate {now['learning_rate']:.2g}, gradient {now['gradient_norm']:.2g}"
+            held = f", {memory:.1f} GiB" if (memory := peak_memory()) is not None else ""
+            note = (
+                f"{watch.read().describe()}{held}, rate {now['learning_rate']:.2g}, gradient {now['gradient_norm']:.2g}"
+            )
             log.show_step(step + 1, epoch + 1, settings.epochs, loss, note)
             if step % TRACK_STEPS == 0:
                 tracker.log(step + 1, {"loss": loss, **now, **watch.read()._asdict()})
