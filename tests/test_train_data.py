@@ -21,7 +21,7 @@ from eqx_vit.train.augment import (
     random_affines,
     sample_bilinear,
 )
-from eqx_vit.train.batches import draw_batches
+from eqx_vit.train.batches import choose_batch_size, draw_batches
 from eqx_vit.train.config import SMALL_MODELS, make_model_config, parse_changes
 from eqx_vit.train.data import View, channel_statistics, load_data, load_digits, load_image_folder
 from eqx_vit.train.image_folder import find_classes, list_names
@@ -61,6 +61,16 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     assert np.array_equal(order, draw_batches(train, 3, 5, 10))
     assert not np.array_equal(order, draw_batches(train, 3, 6, 10))
     assert not np.array_equal(order, draw_batches(train, 4, 5, 10))
+
+
+def test_a_batch_that_no_step_could_have_is_refused() -> None:
+    good = Settings(model="digits", changes={}, epochs=1, learning_rate=1e-3)
+    train = np.arange(7, dtype=np.int32)
+    assert choose_batch_size(good, train) == 7
+    assert choose_batch_size(dataclasses.replace(good, mixup=0.8), train) == 6
+    assert choose_batch_size(dataclasses.replace(good, accumulate=4), train) == 4
+    with pytest.raises(ValueError, match=r"a batch of 7 \(7 training images\) is too small: .* need 8"):
+        choose_batch_size(dataclasses.replace(good, accumulate=8), train)
 
 
 @pytest.fixture
@@ -404,6 +414,7 @@ def test_settings_are_checked() -> None:
         ("seed", -1),
         ("flip", 1),
         ("precision", "float16"),
+        ("accumulate", 3),
     ):
         with pytest.raises(ValueError, match=f"Settings.{name}"):
             dataclasses.replace(good, **{name: value})

@@ -419,6 +419,9 @@ def test_safetensors_come_back_in_every_dtype(tmp_path: Path) -> None:
     assert_equal(found, arrays)
     assert {name: array.dtype for name, array in found.items()} == {name: a.dtype for name, a in arrays.items()}
     assert metadata == {"text": "note"}
+    with pytest.raises(ValueError, match=r"cannot hold these arrays: wave \(complex64\)"):
+        write_arrays(tmp_path / "b.safetensors", arrays | {"wave": np.ones(2, np.complex64)}, {})
+    assert not (tmp_path / "b.safetensors").exists()
 
 
 def safetensors_file(header: Any, data: bytes = b"", length: int | None = None) -> bytes:

@@ -14,7 +14,7 @@ import ml_dtypes  # comes with jax
 import numpy as np
 from jaxtyping import Array
 
-from eqx_vit.layers.config import no_type_check, shorten
+from eqx_vit.layers.config import list_some, no_type_check, shorten
 
 
 def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
@@ -37,7 +37,12 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray | Array], metadata:
 
     Arrays that are sharded over devices are collected one at a time. Where other processes hold parts of them, each
     process has to call this, and the first one writes.
+
+    **Raises:** `ValueError` for an array of a dtype that such files do not have.
     """
+    strange = [f"{name} ({array.dtype})" for name, array in arrays.items() if not can_store(array.dtype)]
+    if strange:
+        raise ValueError(f"safetensors files cannot hold these arrays: {list_some(strange)}")
     # Wide numbers first: each array then lies at a multiple of the width of its numbers, as readers want to map it.
     names = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
     kinds = {dtype: kind for kind, dtype in _DTYPES.items()}

@@ -27,7 +27,7 @@ from eqx_vit.train.settings import Settings
 if TYPE_CHECKING:
     from eqx_vit.train.data import Data
     from eqx_vit.train.progress import ProgressLog
-    from eqx_vit.train.run_folder import Member, Run
+    from eqx_vit.train.run_folder import Run
 
 LISTED = ("learning_rate", "weight_decay", "drop_path")  # options that take a list, of runs trained as one
 HEADINGS = ("name", "parameters", "multiply-adds", "image size", "weights")
@@ -117,6 +117,7 @@ def _run(
 ) -> int:
     """Train the run, or all members of one, and say what came out."""
     from eqx_vit.train.loop import train_run
+    from eqx_vit.train.members import describe_member
     from eqx_vit.train.population import train_population
     from eqx_vit.train.trackers import make_tracker
 
@@ -126,7 +127,7 @@ def _run(
         found = train_population(folder, run, data, log, stopped, workers=options.workers)
         result = None
         if found is not None:
-            best = _describe_member(run.members[found.best])
+            best = describe_member(run.members[found.best])
             result = (
                 f"test accuracy {mean(found.test_accuracies):.2%} ± {stdev(found.test_accuracies):.2%} of "
                 f"{len(run.members)} runs; the best by validation, with {best}, has "
@@ -159,11 +160,6 @@ def _run(
         return 130
     print(result)
     return 0
-
-
-def _describe_member(member: "Member") -> str:
-    values = {name.replace("_", " "): value for name, value in member._asdict().items() if value is not None}
-    return ", ".join(f"{name} {value:g}" for name, value in values.items())
 
 
 def recipes(options: argparse.Namespace) -> int:

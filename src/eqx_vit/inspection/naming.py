@@ -117,11 +117,11 @@ def _observed_class(kind: type[eqx.Module]) -> type[eqx.Module]:
     class Observed(kind):
         asked_of_it: Asked = eqx.field(static=True, kw_only=True)
 
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        def __call__(self, *arguments: Any, **keywords: Any) -> Any:
             outer, own = attention_marks(), self.asked_of_it.attention
             marks = AttentionMarks(own.weights or outer.weights, own.first_row or outer.first_row)
             with mark_attention(marks) if any(marks) else nullcontext():
-                output = super().__call__(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+                output = super().__call__(*arguments, **keywords)  # pyright: ignore[reportAttributeAccessIssue]
             return output if self.asked_of_it.output is None else _mark_output(output, self.asked_of_it.output)
 
     Observed.__name__, Observed.__qualname__ = kind.__name__, kind.__qualname__

@@ -67,4 +67,8 @@ class LayerScale(eqx.Module):
         self.gamma = jnp.full(dim, initial_value, dtype=float)
 
     def __call__(self, x: Float[Array, "*positions dim"]) -> Float[Array, "*positions dim"]:
-        return x * jnp.broadcast_to(self.gamma, x.shape)
+        return _scale(x, self.gamma)
+
+
+def _scale(x: Float[Array, "*positions dim"], factor: Float[Array, " dim"]) -> Float[Array, "*positions dim"]:
+    return x * jnp.broadcast_to(factor, x.shape)  # a function, so that a wrong width is named

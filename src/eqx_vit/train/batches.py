@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 from PIL import Image
 
+from eqx_vit.layers.config import check
 from eqx_vit.train.crops import random_resized_crop, simple_random_crop
 from eqx_vit.train.file_images import FileImages, to_array
 from eqx_vit.train.policies import RandAugment, jitter_colours, parse_rand_augment, rand_augment, three_augment
@@ -80,10 +81,16 @@ def draw_batches(
 def choose_batch_size(settings: Settings, train: Indices) -> int:
     """The batch size of a run: no more than there are training images, even where images are mixed in pairs, and a
     multiple of the parts in which its gradients are computed.
+
+    **Raises:** `ValueError` where there is none.
     """
     size = min(settings.batch_size, len(train))
     unit = math.lcm(2 if settings.mixup or settings.cutmix else 1, settings.accumulate)
-    return max(unit, size - size % unit)
+    check(
+        size >= unit,
+        f"a batch of {size} ({len(train)} training images) is too small: mixup, cutmix and --accumulate need {unit}",
+    )
+    return size - size % unit
 
 
 @dataclass(frozen=True)
@@ -156,11 +163,8 @@ class EvaluationExamples:
         try:
             return self.images[wanted], np.asarray(self.labels[wanted]), np.asarray(NOTHING)
         except ValueError:
-            return (
-                np.zeros(self.images.shape[1:], dtype=self.images.dtype),
-                np.asarray(self.labels[wanted]),
-                np.asarray(wanted),
-            )
+            black = np.zeros(self.images.shape[1:], dtype=self.images.dtype)
+            return black, np.asarray(self.labels[wanted]), np.asarray(wanted)
 
 
 @contextmanager
@@ -189,12 +193,14 @@ def _take_batches(examples: TrainingExamples | EvaluationExamples, batch_size: i
     """Batches of images in memory: a look-up, unless each is changed by itself."""
     images, labels = examples.images, examples.labels
     for first in range(start * batch_size, len(examples), batch_size):
-        numbers = range(first, min(first + batch_size, len(examples)))
-        if isinstance(examples, TrainingExamples) and examples.changes.any:
-            yield Batch(*(np.stack(part) for part in zip(*(examples[number] for number in numbers), strict=True)))
+        if isinstance(examples, EvaluationExamples):
+            rows = examples.indices[first : first + batch_size]
+        elif examples.changes.any:
+            changed = [examples[number] for number in range(first, first + batch_size)]
+            yield Batch(*map(np.stack, zip(*changed, strict=True)))
             continue
-        is_training = isinstance(examples, TrainingExamples)
-        rows = examples.rows(first // batch_size) if is_training else examples.indices[numbers.start : numbers.stop]
+        else:
+            rows = examples.rows(first // batch_size)
         yield Batch(images[rows], labels[rows], np.full(len(rows), NOTHING))
 
 

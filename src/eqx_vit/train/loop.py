@@ -190,16 +190,16 @@ def make_examples(run: Run, data: Data) -> TrainingExamples:
 class _Reported:
     """Says of each file that turns out to be unreadable so, once."""
 
-    def report_missing(self, examples: EvaluationExamples, found: Evaluation) -> None:
-        """Name the images of an evaluation that could not be read."""
-        missing = np.setdiff1d(examples.indices, found.indices)
-        self._say(missing.tolist(), "it is left out of the evaluation")
-
     def __init__(self, data: Data, log: ProgressLog) -> None:
         self._data, self._log, self._seen = data, log, set[int]()
 
     def report(self, batch: Batch) -> None:
+        """Name the images of a training batch that could not be read."""
         self._say(batch.unreadable[batch.unreadable >= 0].tolist(), "the next image takes its place")
+
+    def report_missing(self, examples: EvaluationExamples, found: Evaluation) -> None:
+        """Name the images of an evaluation that could not be read."""
+        self._say(np.setdiff1d(examples.indices, found.indices).tolist(), "it is left out of the evaluation")
 
     def _say(self, indices: Sequence[int], consequence: str) -> None:
         for index in indices:

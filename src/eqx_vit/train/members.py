@@ -38,6 +38,12 @@ def make_members(
     return settings, members
 
 
+def describe_member(member: Member) -> str:
+    """A member in words: `seed 0, learning rate 0.002, weight decay 0.05`."""
+    values = {name.replace("_", " "): value for name, value in member._asdict().items() if value is not None}
+    return ", ".join(f"{name} {value:g}" for name, value in values.items())
+
+
 def split_members(run: Run) -> list[Run]:
     """Each member as a run by itself."""
     return [

@@ -50,19 +50,19 @@ class Placement:
         """The training state that a function makes, each part where it belongs from the start."""
         if self._mesh is None:
             return initial()
-        return jax.jit(initial, out_shardings=self._shardings(jax.eval_shape(initial)))()
+        return jax.jit(initial, out_shardings=self._shardings(self._mesh, jax.eval_shape(initial)))()
 
     def place(self, tree: Tree) -> Tree:
         """A training state or a model's (params, state), each array where it belongs."""
         if self._mesh is None:
             return jax.tree.map(jnp.array, tree)  # a copy: what a step is given is gone after it
-        return jax.device_put(tree, self._shardings(tree))
+        return jax.device_put(tree, self._shardings(self._mesh, tree))
 
     def keep(self, train: TrainState) -> TrainState:
         """Within a compiled step: the training state lies as it did."""
         if self._mesh is None:
             return train
-        return jax.tree.map(jax.lax.with_sharding_constraint, train, self._shardings(train))
+        return jax.tree.map(jax.lax.with_sharding_constraint, train, self._shardings(self._mesh, train))
 
     def place_batch(self, *arrays: np.ndarray) -> tuple[np.ndarray | Array, ...]:
         """Arrays of a batch, over the devices."""
@@ -72,10 +72,9 @@ class Placement:
         """The evaluation step, for images that are not yet on the devices."""
         return lambda params, state, images: step(params, state, *self.place_batch(np.asarray(images)))
 
-    def _shardings(self, tree: PyTree) -> PyTree:
+    def _shardings(self, mesh: Mesh, tree: PyTree) -> PyTree:
         """Parameters, their averages and moments by the rule for parameters; all else on every device."""
-        assert self._mesh is not None
-        whole = NamedSharding(self._mesh, PartitionSpec())
+        whole = NamedSharding(mesh, PartitionSpec())
 
         def choose(path: jax.tree_util.KeyPath, leaf: Leaf) -> NamedSharding:
             parts = path_name(path).split(".")

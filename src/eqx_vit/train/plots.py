@@ -60,7 +60,7 @@ def draw_population(path: Path, history: Sequence[Sequence[EpochMetrics]], title
         for kind, colour in kinds:
             values = np.array([[getattr(metrics, kind + name) for metrics in own] for own in history])
             words = {"train_": "training", "validation_": "validation", "": "learning rate"}[kind]
-            last = f"{values[:, -1].mean():.3f} ± {values[:, -1].std(ddof=1) if len(values) > 1 else 0:.3f}"
+            last = f"{values[:, -1].mean():.3f} ± {values[:, -1].std(ddof=1):.3f}"
             label = words if name == "learning_rate" else f"{words}, at the end {last}"
             axes.plot(epochs, values.mean(axis=0), color=colour, label=label)
             axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.25, linewidth=0)

@@ -27,7 +27,7 @@ from eqx_vit.train.data import Data
 from eqx_vit.train.inference import evaluate_all
 from eqx_vit.train.initial_weights import load_start
 from eqx_vit.train.loop import SAVE_SECONDS, make_epoch_metrics, make_examples
-from eqx_vit.train.members import split_members
+from eqx_vit.train.members import describe_member, split_members
 from eqx_vit.train.optimiser import Rates, make_optimiser, schedule
 from eqx_vit.train.plots import draw_population
 from eqx_vit.train.progress import ProgressLog
@@ -141,7 +141,7 @@ def train_population(
                     _save_member(folder, run, own, place, is_best)
                 leader = _find_best(history)
                 for name in (BEST, LAST):
-                    _copy(folder / MEMBERS / f"{leader:02d}" / name, folder / name)
+                    write_atomically(folder / name, (folder / MEMBERS / f"{leader:02d}" / name).read_bytes())
                 write_lines(folder, _describe_epochs(history))
                 log.write(_describe(history, settings.epochs))
             stopping = stopped() or log.closed
@@ -150,7 +150,7 @@ def train_population(
                 saved = time.monotonic()
             if stopping and step + 1 < total:
                 return None
-    return _finish(folder, run, data, history, log, workers)
+    return _finish(folder, run, data, history, classify, log, workers)
 
 
 def _stack_members(run: Run) -> Varied:
@@ -204,8 +204,12 @@ def _stack_batches(readers: Sequence[Iterator[Batch]]) -> Batch:
 
 
 def _check_finite(losses: np.ndarray, step: int, members: Sequence[Member]) -> None:
-    wrong = [member for member, loss in zip(members, losses, strict=True) if not np.isfinite(loss)]
-    check(not wrong, f"the loss of {wrong[:1]} is not a number after step {step + 1}: try a smaller --learning-rate")
+    for member, loss in zip(members, losses, strict=True):
+        check(
+            bool(np.isfinite(loss)),
+            f"the loss of the run with {describe_member(member)} is {loss} after step {step + 1}: try a smaller "
+            "--learning-rate",
+        )
 
 
 def _save_member(folder: Path, run: Run, train: TrainState, place: int, is_best: bool) -> None:
@@ -214,10 +218,6 @@ def _save_member(folder: Path, run: Run, train: TrainState, place: int, is_best:
     if is_best:
         save_averaged_model(own / BEST, run.config, train)
     save_averaged_model(own / LAST, run.config, train)
-
-
-def _copy(source: Path, target: Path) -> None:
-    write_atomically(target, source.read_bytes())
 
 
 def _find_best(history: Sequence[Sequence[EpochMetrics]]) -> int:
@@ -240,28 +240,31 @@ def _describe_epochs(history: Sequence[Sequence[EpochMetrics]]) -> list[dict[str
 
 def _summarise(values: Sequence[float]) -> dict[str, object]:
     """The mean, the standard deviation (of a sample) and the values themselves."""
-    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return {"mean": float(np.mean(values)), "std": spread, "values": list(values)}
+    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)), "values": list(values)}
 
 
 def _describe(history: Sequence[Sequence[EpochMetrics]], epochs: int) -> str:
     latest = [own[-1] for own in history]
     parts = []
-    for name, words in (("train", "train"), ("validation", "validation")):
-        for number, style in (("loss", ".4f"), ("accuracy", ".2%")):
-            values = [getattr(metrics, f"{name}_{number}") for metrics in latest]
-            spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
-            parts.append(f"{words} {number} {np.mean(values):{style}} ± {spread:{style}}")
+    for name, style in (("loss", ".4f"), ("accuracy", ".2%")):
+        for kind in ("train", "validation"):
+            values = [getattr(metrics, f"{kind}_{name}") for metrics in latest]
+            parts.append(f"{kind} {name} {np.mean(values):{style}} ± {np.std(values, ddof=1):{style}}")
     return f"epoch {latest[0].epoch:{len(str(epochs))}d}/{epochs}  {'  '.join(parts)}"
 
 
 def _finish(
-    folder: Path, run: Run, data: Data, history: list[list[EpochMetrics]], log: ProgressLog, workers: int
+    folder: Path,
+    run: Run,
+    data: Data,
+    history: list[list[EpochMetrics]],
+    classify: Callable[..., Array],
+    log: ProgressLog,
+    workers: int,
 ) -> PopulationMetrics:
     """Test each member's best checkpoint, and draw the curves."""
     loaded = [load(folder / MEMBERS / f"{place:02d}" / BEST) for place in range(len(run.members))]
     models = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[to_dicts(*one) for one in loaded])
-    classify = jax.jit(jax.vmap(make_eval_step(run.config, run.input_spec), in_axes=(0, 0, None)))
     examples = EvaluationExamples(data.images, data.labels, data.test)
     batch_size = choose_batch_size(run.settings, data.train)
     tests = evaluate_all(functools.partial(classify, *models), examples, batch_size, workers)

@@ -98,6 +98,11 @@ class Settings:
             parse_rand_augment(self.rand_augment)
             check(not self.three_augment, "Settings.rand_augment and Settings.three_augment exclude each other")
         check(
+            self.batch_size % self.accumulate == 0,
+            f"Settings.batch_size must be a multiple of Settings.accumulate, given {self.batch_size} and "
+            f"{self.accumulate}",
+        )
+        check(
             self.batch_size % 2 == 0 or not (self.mixup or self.cutmix),
             f"Settings.batch_size must be even for mixup and cutmix, given {self.batch_size}",
         )

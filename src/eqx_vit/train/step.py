@@ -49,7 +49,9 @@ class TrainState(NamedTuple):
 
 
 class StepConfig(NamedTuple):
-    """What a training step needs beside its arrays; all of it is fixed when the step is compiled."""
+    """What a training step needs beside its arrays, fixed when it is compiled; of several runs that are trained as one,
+    `seed`, `drop_path_factor` and the optimiser's rates are tracers.
+    """
 
     config: AnyConfig
     two_heads: bool  # whether the second one learns from a teacher

@@ -12,9 +12,8 @@ from eqx_vit.create import create
 from eqx_vit.functional import NestedDict, to_dicts, transform
 from eqx_vit.layers.config import check
 from eqx_vit.registry import AnyConfig, list_models
-from eqx_vit.serialization import load
 from eqx_vit.train.augment import InputSpec
-from eqx_vit.train.run_folder import BEST, read_run
+from eqx_vit.train.predictor import load_run
 from eqx_vit.weights.preprocessing import preprocessing
 
 Images = Float[Array, "batch height width channels"]
@@ -61,9 +60,8 @@ def load_teacher(place: str, classes: int, student: InputSpec) -> Teacher:
 
 def _load(place: str) -> tuple[AnyConfig, tuple[NestedDict, NestedDict], InputSpec]:
     if Path(place).is_dir():
-        run = read_run(Path(place))
-        check((Path(place) / BEST).exists(), f"the teacher {place} has no {BEST} yet")
-        return run.config, to_dicts(*load(Path(place) / BEST)), run.input_spec
+        run, model, state = load_run(Path(place), "best")
+        return run.config, to_dicts(model, state), run.input_spec
     check(place in list_models(), f"the teacher {place} is neither a run's folder nor a preset")
     model, state = create(place, pretrained=True, key=jax.random.key(0))
     expected = preprocessing(place)
