@@ -1,6 +1,5 @@
 """A batch of images through a model: the only place that distinguishes models with BatchNorm from those without."""
 
-import functools
 from collections.abc import Callable
 from typing import cast
 
@@ -114,8 +113,9 @@ def _map_images(
     if axes:
         model = jax.tree.map(lambda node: node if _is_stack(node) else gather(node), model, is_leaf=_is_stack)
     if not isinstance(model, eqx.nn.StatefulLayer):
-        map_images = functools.partial(jax.vmap, spmd_axis_name=axes)
-        return map_images(lambda image, key, mapped: run(model, image, *mapped, key=key))(images, keys, mapped), state
+        return jax.vmap(lambda image, key, mapped: run(model, image, *mapped, key=key), spmd_axis_name=axes)(
+            images, keys, mapped
+        ), state
     return jax.vmap(
         lambda state, image, key, mapped: run(model, image, state, *mapped, key=key),
         in_axes=(None, 0, 0, 0),

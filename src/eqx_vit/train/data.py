@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 from eqx_vit.layers.config import check
 from eqx_vit.train.batches import ArrayImages, EvaluationExamples, Images, Indices, read_batches
-from eqx_vit.train.file_images import FileImages, find_unreadable, to_bytes
+from eqx_vit.train.file_images import FileImages, look_at_headers
 from eqx_vit.train.image_folder import find_layout, list_files, list_names, to_printable
 from eqx_vit.train.pictures import read_image
 from eqx_vit.train.progress import ProgressLog
@@ -114,17 +114,18 @@ def load_image_folder(folder: Path, view: View, log: ProgressLog) -> Data:
     """
     classes, parts, left_out = find_layout(folder)
     unreadable = list(left_out)
-    files = [
-        (source, label, path)
-        for source, place in enumerate(parts)
-        for label, name in enumerate(classes)
-        for path in list_files(place / name, unreadable)
-    ]
+    files: list[bytes] = []  # a path takes ten times as much, and there may be millions
+    places: list[tuple[int, int]] = []
+    for source, place in enumerate(parts):
+        for label, name in enumerate(classes):
+            found = list_files(place / name, unreadable)
+            files += map(os.fsencode, found)
+            places += [(source, label)] * len(found)
     pixels = len(files) * view.size[0] * view.size[1] * view.channels
     in_memory = pixels <= IN_MEMORY and not view.from_whole and view.crop_fraction == 1
-    images, kept, problems = (_decode if in_memory else _look_at_headers)([path for *_, path in files], view, log)
+    images, kept, problems = (_decode if in_memory else _keep_in_files)(files, view, log)
     unreadable += problems
-    sources, labels = np.asarray([files[index][:2] for index in kept], dtype=np.int32).reshape(-1, 2).T
+    sources, labels = np.asarray([places[index] for index in kept], dtype=np.int32).reshape(-1, 2).T
     split: Parts = {}
     for source, (place, uses) in enumerate(parts.items()):
         members = np.flatnonzero(sources == source)
@@ -139,9 +140,8 @@ def load_image_folder(folder: Path, view: View, log: ProgressLog) -> Data:
         )
         split |= _split_by_class(labels, members, uses)
     given = tuple(place.name for place in parts) if len(parts) > 1 else ()
-    paths = [files[index][2].relative_to(folder) for index in kept]
     in_files = isinstance(images, FileImages)
-    digest = _digest_files(folder, paths, classes) if in_files else _digest_array(images, classes)
+    digest = _digest_files(folder, images, classes) if in_files else _digest_array(images, classes)
     return _make_data(images, labels, tuple(classes), split, digest, tuple(unreadable), given)
 
 
@@ -170,14 +170,14 @@ def channel_statistics(data: Data) -> tuple[tuple[float, ...], tuple[float, ...]
 Found = tuple[Images, list[int], list[str]]  # images, the places of theirs among the files, a line for each other file
 
 
-def _decode(paths: Sequence[Path], view: View, log: ProgressLog) -> Found:
+def _decode(paths: Sequence[bytes], view: View, log: ProgressLog) -> Found:
     """The images in one array."""
     images: list[np.ndarray] = []
     kept: list[int] = []
     problems: list[str] = []
     for place, path in enumerate(paths):
         try:
-            images.append(read_image(path, view.size, view.channels))
+            images.append(read_image(Path(os.fsdecode(path)), view.size, view.channels))
             kept.append(place)
         except ValueError as error:
             problems.append(str(error))
@@ -186,17 +186,10 @@ def _decode(paths: Sequence[Path], view: View, log: ProgressLog) -> Found:
     return stacked, kept, problems
 
 
-def _look_at_headers(paths: Sequence[Path], view: View, log: ProgressLog) -> Found:
+def _keep_in_files(paths: Sequence[bytes], view: View, log: ProgressLog) -> Found:
     """The images in their files."""
-    kept: list[int] = []
-    problems: list[str] = []
-    for place, problem in enumerate(find_unreadable(paths)):
-        if problem is None:
-            kept.append(place)
-        else:
-            problems.append(problem)
-        log.show_reading(place + 1, len(paths))
-    chosen = to_bytes([paths[place] for place in kept])
+    kept, problems = look_at_headers(paths, log.show_reading)
+    chosen = np.array([paths[place] for place in kept], dtype=np.bytes_)
     return FileImages(chosen, view.size, view.channels, view.crop_fraction), kept, problems
 
 
@@ -235,9 +228,9 @@ def _digest_array(images: ArrayImages, classes: Sequence[str]) -> "hashlib._Hash
     return digest
 
 
-def _digest_files(folder: Path, paths: Sequence[Path], classes: Sequence[str]) -> "hashlib._Hash":
+def _digest_files(folder: Path, images: FileImages, classes: Sequence[str]) -> "hashlib._Hash":
     """Of names and lengths: to read a large data set for it would take as long as an epoch."""
     digest = hashlib.sha256(repr(tuple(classes)).encode())
-    for path in paths:
-        digest.update(os.fsencode(path) + b"\0%d\n" % (folder / path).stat().st_size)
+    for path in map(images.path, range(len(images))):
+        digest.update(os.fsencode(path.relative_to(folder)) + b"\0%d\n" % path.stat().st_size)
     return digest

@@ -1,6 +1,7 @@
 """The accuracy of a preset's released weights on a labelled folder, measured as timm's validation does."""
 
 import functools
+import os
 from pathlib import Path
 
 import equinox as eqx
@@ -11,7 +12,7 @@ from eqx_vit.create import create
 from eqx_vit.forward import forward
 from eqx_vit.layers.config import check
 from eqx_vit.train.batches import EvaluationExamples
-from eqx_vit.train.file_images import FileImages, find_unreadable, to_bytes
+from eqx_vit.train.file_images import FileImages
 from eqx_vit.train.image_folder import find_layout, list_files
 from eqx_vit.train.inference import BATCH_SIZE, evaluate_all
 from eqx_vit.train.progress import ProgressLog
@@ -35,25 +36,21 @@ def evaluate_preset(name: str, folder: str, workers: int = 0) -> str:
         len(classes) == expected.classes,
         f"{folder} has {len(classes)} classes, and {name} tells {expected.classes} apart: give one with those",
     )
-    files = [(path, label) for label, one in enumerate(classes) for path in list_files(Path(folder) / one, left_out)]
-    problems = list(find_unreadable([path for path, _ in files]))
-    files = [file for file, problem in zip(files, problems, strict=True) if problem is None]
-    check(bool(files), f"{folder} has no image that can be read")
+    listed = [list_files(Path(folder) / one, left_out) for one in classes]
+    files = np.array([os.fsencode(path) for paths in listed for path in paths], dtype=np.bytes_)
+    labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(paths) for paths in listed])
     model, state = create(name, pretrained=True, key=jax.random.key(0))
     model = eqx.nn.inference_mode(model)
-    images = FileImages(
-        to_bytes([path for path, _ in files]), expected.image_size, len(expected.mean), expected.crop, expected
-    )
-    labels = np.asarray([label for _, label in files], dtype=np.int32)
+    images = FileImages(files, expected.image_size, len(expected.mean), expected.crop, expected)
     run = eqx.filter_jit(lambda model, state, images: forward(model, state, images)[0][None].astype(np.float32))
     classify = functools.partial(run, model, state)
     with ProgressLog() as log:
         found = evaluate_all(
             classify, EvaluationExamples(images, labels, np.arange(len(files))), BATCH_SIZE, workers, log.show_reading
-        )[0]
+        )[0]  # what is no image cannot be read, and does not count
     ranking = np.argsort(-found.probabilities, axis=1)[:, :5]
     top5 = (ranking == labels[found.indices][:, None]).any(axis=1).mean()
-    left = len(left_out) + len(problems) - len(found.indices)
+    left = len(left_out) + len(files) - len(found.indices)
     reported = find_reported(name)
     lines = [
         f"{name} on {len(found.indices)} images of {folder}: top-1 {found.accuracy:.2%}, top-5 {top5:.2%}"

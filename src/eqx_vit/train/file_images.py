@@ -1,7 +1,7 @@
 """Images that stay in their files, and are decoded when they are needed."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +15,16 @@ from eqx_vit.train.pictures import check_header, open_image, read_image
 from eqx_vit.weights.preprocessing import Preprocessing
 
 THREADS = 16  # that look at the headers of files, which may lie on a network
+AT_ONCE = 4096  # headers: of a million files, a task for each would take a gigabyte
 
 
 @dataclass(frozen=True)
 class FileImages:
     """Image files, to be indexed like an array of all their images.
 
-    **Attributes:** `paths`, as bytes; `size`, (height, width), and `channels` of the arrays; `crop_fraction`, the share
-    of the resized image that is kept about its centre; `expected`, where the images are to be normalised too.
+    **Attributes:** `paths`, an array of bytes, which a worker is sent in one piece; `size`, (height, width), and
+    `channels` of the arrays; `crop_fraction`, the share of the resized image that is kept about its centre; `expected`,
+    where the images are to be normalised too.
     """
 
     paths: np.ndarray
@@ -74,20 +76,27 @@ def to_array(image: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
     return np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, -1)
 
 
-def to_bytes(paths: Sequence[Path]) -> np.ndarray:
-    """Paths as one array: a list of a million strings would be copied to each worker one by one."""
-    return np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
+def look_at_headers(paths: Sequence[bytes], show: Callable[[int, int], None]) -> tuple[list[int], list[str]]:
+    """(the places of the files that are images, why the others are none): only their headers are read.
 
-
-def find_unreadable(paths: Sequence[Path]) -> Iterable[str | None]:
-    """For each file, in order, None or why it is no image: only its header is read."""
+    `show(done, total)` is told of the progress.
+    """
+    kept: list[int] = []
+    problems: list[str] = []
     with ThreadPoolExecutor(THREADS) as pool:
-        yield from pool.map(_find_problem, paths, chunksize=64)
+        for start in range(0, len(paths), AT_ONCE):
+            for place, problem in enumerate(pool.map(_find_problem, paths[start : start + AT_ONCE]), start):
+                if problem is None:
+                    kept.append(place)
+                else:
+                    problems.append(problem)
+                show(place + 1, len(paths))
+    return kept, problems
 
 
-def _find_problem(path: Path) -> str | None:
+def _find_problem(path: bytes) -> str | None:
     try:
-        check_header(path)
+        check_header(Path(os.fsdecode(path)))
     except ValueError as error:
         return str(error)
     return None

@@ -81,7 +81,7 @@ def evaluate_all(
             indices.append(own[kept])
             chunks.append(_softmax(np.asarray(classify(images))[:, : len(kept)][:, kept]))
             show(min((number + 1) * batch_size, len(examples)), len(examples))
-    found = np.concatenate(indices)
+    found = np.concatenate([np.zeros(0, dtype=np.int64), *indices])
     check(len(found) > 0, "none of the images can be read")
     return [_judge(own, examples.labels[found], found) for own in np.concatenate(chunks, axis=1)]
 

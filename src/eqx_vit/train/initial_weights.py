@@ -30,24 +30,12 @@ def load_start(run: Run) -> tuple[NestedDict, NestedDict] | None:
     **Raises:** `ValueError` for weights that do not fit the run's model; `FileNotFoundError` for those that are neither
     here nor can be downloaded.
     """
-    place, config = run.settings.pretrained, run.config
+    place = run.settings.pretrained
     if place is None:
         return None
     key = jax.random.fold_in(jax.random.key(run.settings.seed), 2)
     own = find_own_model(place)
-    if own is None:
-        return to_dicts(*_create(run.settings, place, config, key))
-    model, state = load(own)
-    if model.config.num_classes != config.num_classes:
-        model = replace_head(model, config.num_classes, key=key)
-    size = getattr(config, "image_size", None)
-    if size is not None and pair(size) != pair(getattr(model.config, "image_size", size)):
-        model = resize(model, size)
-    rates = {name: getattr(config, name) for name in type(config).rates()}
-    check(
-        type(model.config) is type(config) and change_config(model.config, rates) == config,
-        f"{own} holds another model than --model {run.settings.model}: {type(model.config).__name__}",
-    )
+    model, state = _create(run.settings, place, run.config, key) if own is None else _adapt(own, run, key)
     return to_dicts(cast(model, jnp.float32), state)
 
 
@@ -74,6 +62,23 @@ def find_statistics(settings: Settings) -> tuple[tuple[float, ...], tuple[float,
         expected = preprocessing(name)
         return expected.mean, expected.std
     return None
+
+
+def _adapt(own: Path, run: Run, key: PRNGKeyArray) -> tuple[AnyModel, State]:
+    """The model in a file of this library, made into that of the run."""
+    config = run.config
+    model, state = load(own)
+    if model.config.num_classes != config.num_classes:
+        model = replace_head(model, config.num_classes, key=key)
+    size = getattr(config, "image_size", None)
+    if size is not None and pair(size) != pair(getattr(model.config, "image_size", size)):
+        model = resize(model, size)
+    rates = {name: getattr(config, name) for name in type(config).rates()}
+    check(
+        type(model.config) is type(config) and change_config(model.config, rates) == config,
+        f"{own} holds another model than --model {run.settings.model}: {type(model.config).__name__}",
+    )
+    return model, state
 
 
 def _create(settings: Settings, place: str, config: AnyConfig, key: PRNGKeyArray) -> tuple[AnyModel, State]:
