@@ -144,7 +144,7 @@ def coordinates(folder: Path, order: list[int]) -> TrainingExamples:
     images = FileImages(np.array([os.fsencode(path) for path in paths]), (16, 16), 3, 1.0)
     changes = make_changes(make_settings({"crop": "random", "crop_scale": 0.3}), (0.0, 0.0, 0.0))
     labels = np.zeros(len(order), dtype=np.int32)
-    return TrainingExamples(images, labels, np.arange(len(order)), changes, 7, 2, 1, 9)
+    return TrainingExamples(images, labels, np.arange(len(order)), changes, 7, 2, 1, 9, np.arange(2))
 
 
 def test_a_crop_depends_on_seed_step_and_place_alone(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_crop_depends_on_seed_step_and_place_alone(tmp_path: Path) -> None:
         assert forwards[place][0, 0, 2] < elsewhere[place][0, 0, 2]
     assert len({image[..., :2].tobytes() for image in forwards.values()}) == 18
     reseeded = TrainingExamples(
-        examples.images, examples.labels, examples.train, examples.changes, 8, 2, 1, examples.total
+        examples.images, examples.labels, examples.train, examples.changes, 8, 2, 1, examples.total, np.arange(2)
     )
     assert all((reseeded[place][0][..., :2] != forwards[place][..., :2]).any() for place in places)
 
@@ -364,3 +364,12 @@ def test_the_fingerprint_notices_an_added_file_and_another_length(tmp_path: Path
     assert len({first, added, longer, fingerprint()}) == 4
     (photos / "dark" / "newer.png").unlink()
     assert fingerprint() == first
+
+
+def test_two_readers_of_a_batch_read_what_one_would(photos: Path) -> None:
+    run, data, examples = start(photos, **AUGMENTED, batch_size=4)
+    shares = [make_examples(run, data, lambda size, part=part: np.arange(size)[part::2]) for part in (0, 1)]
+    for whole, *parts in zip(read(examples, 4, 1), *(read(share, 2, 1) for share in shares), strict=True):
+        for part, batch in enumerate(parts):
+            np.testing.assert_array_equal(batch.images, whole.images[part::2])
+            np.testing.assert_array_equal(batch.labels, whole.labels[part::2])

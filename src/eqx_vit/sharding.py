@@ -12,7 +12,7 @@ Within `jax.set_mesh`, `forward` computes each image on one device, and collects
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Int, PyTree
 
 from eqx_vit.layers import Stack
 from eqx_vit.layers.config import check, no_type_check
@@ -52,7 +52,7 @@ def shard(model: PyTree, mesh: Mesh) -> PyTree:
     **Raises:** `ValueError` for a mesh without an axis `fsdp`.
     """
     return jax.tree.map(
-        lambda sharding, leaf: leaf if sharding is None else jax.device_put(leaf, sharding),
+        lambda sharding, leaf: leaf if sharding is None else place_array(leaf, sharding),
         parameter_shardings(model, mesh),
         model,
         is_leaf=lambda node: node is None,
@@ -63,18 +63,48 @@ def shard(model: PyTree, mesh: Mesh) -> PyTree:
 def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     """Arrays of a batch with its first axis over all devices of the mesh.
 
+    Where the mesh spans several processes, each gives the part of the batch that is at its `local_places`.
+
     **Raises:** `ValueError` for a batch that the devices do not share equally.
     """
-    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    sharding = _batch_sharding(mesh)
+    devices = len(mesh.local_devices)
 
     def place(leaf: np.ndarray | Array) -> Array:
         check(
-            leaf.shape[0] % mesh.size == 0,
-            f"a batch of {leaf.shape[0]} cannot be shared equally by the {mesh.size} devices of the mesh",
+            leaf.shape[0] % devices == 0,
+            f"a batch of {leaf.shape[0]} cannot be shared equally by the {devices} devices of the mesh",
         )
-        return jax.device_put(leaf, sharding)
+        if devices == mesh.size:
+            return jax.device_put(leaf, sharding)
+        batch_size = leaf.shape[0] // devices * mesh.size
+        own, places, every = np.asarray(leaf), local_places(batch_size, mesh), np.arange(batch_size)
+        return jax.make_array_from_callback(
+            (batch_size, *leaf.shape[1:]),
+            sharding,
+            lambda index: own[np.searchsorted(places, every[(index or (slice(None),))[0]])],
+        )
 
     return jax.tree.map(place, batch)
+
+
+def local_places(batch_size: int, mesh: Mesh) -> Int[np.ndarray, " own"]:
+    """The places of a batch that the devices of this process compute, in order: all, where it is the only one."""
+    spans = _batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.sort(np.concatenate([np.arange(batch_size)[span] for span in spans if span is not None]))
+
+
+@no_type_check
+def place_array(array: np.ndarray | Array, sharding: NamedSharding) -> Array:
+    """An array that every process has whole, or that is sharded already, as the sharding says."""
+    if sharding.is_fully_addressable or not getattr(array, "is_fully_addressable", True):
+        return jax.device_put(array, sharding)
+    whole = np.asarray(array)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
+def _batch_sharding(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
 
 @no_type_check

@@ -10,6 +10,7 @@ import jax
 
 from eqx_vit.cli.arguments import join_lines, make_parser
 from eqx_vit.cli.imports import import_by_name
+from eqx_vit.train.processes import LOST, describe_error, join, leave, means_lost
 
 # What `pip install 'eqx_vit[train]'` brings: imported only by the commands that need them.
 EXTRAS = ("optax", "PIL", "sklearn", "rich", "matplotlib", "grain")
@@ -21,31 +22,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # the name of a class need not be in the alphabet of the screen
     options = make_parser().parse_args(arguments)
     try:
+        if options.command_name == "train":
+            join(options.coordinator, options.processes, options.process_id, options.join_timeout)
         _check_device()
         for name in options.imports:
             import_by_name(name)
         code = options.command(options)
         sys.stdout.flush()  # here, where a closed pipe is understood
         return code
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] not in EXTRAS:
-            raise
-        message = f"this needs {error.name}: pip install 'eqx_vit[train]'"
     except KeyboardInterrupt:
-        return 130
+        return leave(130, None)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
-    except ValueError as error:
-        message = re.sub(r"\bSettings\.(\w+)", lambda name: "--" + name[1].replace("_", "-"), str(error))
-    except RuntimeError as error:  # JAX has no type of its own for this
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        return leave(0, None)
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        message = _describe(error)
+        if message is None:
             raise
-        message = "out of memory: give a smaller --batch-size or --image-size"
-    print(f"eqx-vit {options.command_name}: {join_lines(message)}", file=sys.stderr)
-    return 2
+        if message:
+            print(f"eqx-vit {options.command_name}: {join_lines(message)}", file=sys.stderr)
+        return leave(2, error)
+
+
+def _describe(error: Exception) -> str | None:
+    """What to say of an error; nothing, where another process of the run says it; None for one that is a bug."""
+    if means_lost(error):
+        return f"{LOST} ({str(error)[:200]})"
+    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] not in EXTRAS:
+        return None
+    if isinstance(error, RuntimeError):  # JAX has no type of its own for this
+        return (
+            "out of memory: give a smaller --batch-size or --image-size" if "RESOURCE_EXHAUSTED" in str(error) else None
+        )
+    if isinstance(error, ValueError):
+        return re.sub(r"\bSettings\.(\w+)", lambda name: "--" + name[1].replace("_", "-"), str(error))
+    return describe_error(error)
 
 
 def _check_device() -> None:

@@ -35,38 +35,75 @@ HEADINGS = ("name", "parameters", "multiply-adds", "image size", "weights")
 
 def train(options: argparse.Namespace) -> int:
     """`eqx-vit train`."""
+    from eqx_vit.train.processes import check_same, do_together, exchange, is_first
     from eqx_vit.train.progress import ProgressLog
-    from eqx_vit.train.run_folder import check_free, claim_folder, lock_folder, newest_folder, read_run
+    from eqx_vit.train.run_folder import check_seen
     from eqx_vit.train.show import write_batch
+
+    if options.workers:  # where one is killed, Python's own clean-up has a warning to say
+        os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
+    with ProgressLog(process=jax.process_index()) as log, ExitStack() as held:
+        claimed = do_together(lambda: _claim_resumed(options, held))
+        run, data = do_together(lambda: _read_run(options, claimed, log))
+        mesh = do_together(lambda: _choose_mesh(options, run, data, log))
+        check_same(
+            dataclasses.asdict(run.settings)
+            | {"data": run.fingerprint, "--mesh": mesh and dict(mesh.shape), "--keep": options.keep}
+            | {"--resume": options.resume is not None, "--show-batch": options.show_batch}
+        )
+        folder = do_together(lambda: claimed or _claim_new(options, run, held))
+        folder = Path(exchange(str(folder))[0])
+        do_together(lambda: check_seen(folder))
+        log.write(_headline(run, data, folder))
+        if options.show_batch:
+            if is_first():
+                print(write_batch(folder, run, data))
+            return 0
+        with catch_signals(log.write) as stopped:
+            return _run(options, mesh, folder, run, data, log, stopped)
+
+
+def _claim_resumed(options: argparse.Namespace, held: ExitStack) -> Path | None:
+    """The folder of the run to go on with, None for a new one; locked, by the first process."""
+    from eqx_vit.train.processes import is_first
+    from eqx_vit.train.run_folder import check_free, lock_folder, newest_folder, read_run
+
+    if options.resume is None:
+        if options.output and is_first():
+            check_free(options.output)
+        return None
+    named = [path for path in (options.resume and Path(options.resume), options.output) if path]
+    if len({path.resolve() for path in named}) > 1:
+        raise ValueError(f"--resume {named[0]} and --output {named[1]} are two folders: give one")
+    folder = named[0] if named else newest_folder()
+    read_run(folder)  # nothing is written, not even a lock, where there is no run
+    if is_first():
+        held.enter_context(lock_folder(folder))
+    return folder
+
+
+def _read_run(options: argparse.Namespace, folder: Path | None, log: "ProgressLog") -> tuple["Run", "Data"]:
+    """The run in a folder, or a new one where that is None."""
     from eqx_vit.train.start import resume_run, start_run
 
     given, lists = _read_settings(options)
-    mesh = make_mesh(**options.mesh) if options.mesh else None
-    if options.workers:  # where one is killed, Python's own clean-up has a warning to say
-        os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
-    with ProgressLog() as log, ExitStack() as held:
-        if options.resume is not None:
-            if lists or options.seeds:
-                raise ValueError("--resume goes on with the runs as they are: give it without --seeds and lists")
-            named = [path for path in (options.resume and Path(options.resume), options.output) if path]
-            if len({path.resolve() for path in named}) > 1:
-                raise ValueError(f"--resume {named[0]} and --output {named[1]} are two folders: give one")
-            folder = named[0] if named else newest_folder()
-            read_run(folder)  # nothing is written, not even a lock, where there is no run
-            held.enter_context(lock_folder(folder))
-            run, data = resume_run(folder, given, log)
-        else:
-            if options.output:
-                check_free(options.output)
-            run, data = start_run(given, log, options.seeds, lists)
-            folder = held.enter_context(claim_folder(options.output, run))
-        log.write(_headline(run, data, folder))
-        if options.show_batch:
-            print(write_batch(folder, run, data))
-            return 0
-        with catch_signals(log.write) as stopped:
-            mesh = _choose_mesh(run, data, log) if mesh is None else mesh
-            return _run(options, mesh, folder, run, data, log, stopped)
+    if folder is None:
+        run, data = start_run(given, log, options.seeds, lists)
+    elif lists or options.seeds:
+        raise ValueError("--resume goes on with the runs as they are: give it without --seeds and lists")
+    else:
+        run, data = resume_run(folder, given, log)
+    single = {"--track": options.track, "--profile": options.profile, "--mesh": options.mesh, "--keep": options.keep}
+    if run.members and (any(single.values()) or jax.process_count() > 1):
+        raise ValueError(f"{', '.join(single)} and processes are for single runs: give them without --seeds and lists")
+    return run, data
+
+
+def _claim_new(options: argparse.Namespace, run: "Run", held: ExitStack) -> Path | None:
+    from eqx_vit.train.processes import is_first
+    from eqx_vit.train.run_folder import claim_folder
+
+    return held.enter_context(claim_folder(options.output, run)) if is_first() else None
 
 
 def _read_settings(options: argparse.Namespace) -> tuple[dict[str, object], dict[str, tuple[float, ...]]]:
@@ -92,12 +129,17 @@ def _read_settings(options: argparse.Namespace) -> tuple[dict[str, object], dict
     return given | ({"changes": changes} if changes else {}), lists
 
 
-def _choose_mesh(run: "Run", data: "Data", log: "ProgressLog") -> Mesh | None:
-    """All devices, where there are several and they can share a batch equally."""
+def _choose_mesh(options: argparse.Namespace, run: "Run", data: "Data", log: "ProgressLog") -> Mesh | None:
+    """The mesh that the options say; all devices, where there are several and they can share a batch equally."""
     from eqx_vit.train.batches import choose_batch_size
+    from eqx_vit.train.placement import Placement
 
     devices = len(jax.devices())
     batch_size = choose_batch_size(run.settings, data.train)
+    if options.mesh or (devices > 1 and jax.process_count() > 1):
+        mesh = make_mesh(**(options.mesh or {}))
+        Placement(run.config, mesh).check_batch(batch_size // run.settings.accumulate)
+        return mesh
     if devices == 1 or run.members:
         return None
     if batch_size // run.settings.accumulate % devices:
@@ -119,11 +161,10 @@ def _run(
     from eqx_vit.train.loop import train_run
     from eqx_vit.train.members import describe_member
     from eqx_vit.train.population import train_population
+    from eqx_vit.train.processes import is_first
     from eqx_vit.train.trackers import make_tracker
 
     if run.members:
-        if options.track or options.profile or options.mesh:
-            raise ValueError("--track, --profile and --mesh are for single runs: give them without --seeds and lists")
         found = train_population(folder, run, data, log, stopped, workers=options.workers)
         result = None
         if found is not None:
@@ -134,7 +175,8 @@ def _run(
                 f"{found.test_accuracies[found.best]:.2%}; they are in {folder}"
             )
     else:
-        tracker = make_tracker(options.track, folder, dataclasses.asdict(run.settings))
+        track, profile = (options.track, options.profile) if is_first() else (None, None)
+        tracker = make_tracker(track, folder, dataclasses.asdict(run.settings))
         try:
             final = train_run(
                 folder,
@@ -144,8 +186,9 @@ def _run(
                 stopped,
                 workers=options.workers,
                 tracker=tracker,
-                profile=options.profile,
+                profile=profile,
                 mesh=mesh,
+                keep=options.keep,
             )
         finally:
             tracker.close()
@@ -156,9 +199,11 @@ def _run(
                 f"the run is in {folder}"
             )
     if result is None:
-        print(f"stopped; go on with: eqx-vit train --resume {folder}", file=sys.stderr)
+        if is_first():
+            print(f"stopped; go on with: eqx-vit train --resume {folder}", file=sys.stderr)
         return 130
-    print(result)
+    if is_first():
+        print(result)
     return 0
 
 

@@ -13,6 +13,11 @@ def add_train_options(command: argparse.ArgumentParser) -> None:
     """Add them, in groups. An option that is not given is None: its setting then has the default of its model."""
     _add_what(command.add_argument_group("what to train"))
     _add_where(command.add_argument_group("where"))
+    _add_processes(
+        command.add_argument_group(
+            "several processes", "SLURM, Open MPI, Kubernetes and Cloud TPU tell of theirs; elsewhere give all three"
+        )
+    )
     _add_how(command.add_argument_group("how"))
     _add_fine_tuning(command.add_argument_group("from weights that exist"))
     _add_augmentation(command.add_argument_group("random changes to training images"))
@@ -63,7 +68,23 @@ def _add_where(group: argparse._ArgumentGroup) -> None:
         "--mesh", type=_parse_mesh, metavar="data=N,fsdp=N",
         help="how the devices share the work: fsdp of them hold the parameters together (default: all on data)",
     )  # fmt: skip
+    group.add_argument(
+        "--keep",
+        type=parse_count,
+        default=0,
+        metavar="N",
+        help="keep the models of the last N epochs too, each in a file",
+    )
     add_workers(group)
+
+
+def _add_processes(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 is reached by the others")
+    group.add_argument("--processes", type=parse_count, metavar="N", help="how many there are")
+    group.add_argument("--process-id", type=_parse_index, metavar="K", help="which this is, from 0")
+    group.add_argument(
+        "--join-timeout", type=parse_count, default=300, metavar="SECONDS", help="to wait for all (default: 300)"
+    )
 
 
 def add_workers(group: argparse._ActionsContainer) -> None:
@@ -192,6 +213,12 @@ def parse_count(text: str) -> int:
     """A whole number from 1 up."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"takes a whole number from 1 up; given {text!r}")
+    return int(text)
+
+
+def _parse_index(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"takes a whole number from 0 up; given {text!r}")
     return int(text)
 
 

@@ -95,10 +95,10 @@ def choose_batch_size(settings: Settings, train: Indices) -> int:
 
 @dataclass(frozen=True)
 class TrainingExamples:
-    """The images of a whole run, in its order: number `step * batch_size + place`.
+    """The images of a whole run, in its order: those of the first batch, those of the second.
 
-    **Attributes:** `train`, the indices of the training images; `total`, the number of steps; the others as in
-    `Settings`.
+    **Attributes:** `train`, the indices of the training images; `total`, the number of steps; `places`, those of each
+    batch that are read here, of `batch_size`; the others as in `Settings`.
     """
 
     images: Images
@@ -109,14 +109,16 @@ class TrainingExamples:
     batch_size: int
     repeats: int
     total: int
+    places: np.ndarray
     _drawn: dict[int, np.ndarray] = field(default_factory=dict, compare=False)
 
     def __len__(self) -> int:
-        return self.total * self.batch_size
+        return self.total * len(self.places)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        step, place = divmod(index, self.batch_size)
-        wanted = int(self.rows(step)[place])
+        step, number = divmod(index, len(self.places))
+        place = int(self.places[number])
+        wanted = int(self.rows(step)[number])
         for chosen in self._from(wanted):
             try:
                 image = self._read(chosen, np.random.default_rng([self.seed, 2, step, place]))
@@ -125,15 +127,15 @@ class TrainingExamples:
             return image, np.asarray(self.labels[chosen]), np.asarray(NOTHING if chosen == wanted else wanted)
         raise ValueError("none of the training images can be read any more")
 
-    def rows(self, step: int) -> Int[np.ndarray, " batch"]:
-        """The indices of the images of a step."""
+    def rows(self, step: int) -> Int[np.ndarray, " own"]:
+        """The indices of the images of a step that are read here."""
         epoch, position = divmod(step, len(self.train) // self.batch_size)
         drawn = self._drawn.get(epoch)
         if drawn is None:
             drawn = draw_batches(self.train, self.seed, epoch, self.batch_size, self.repeats)
             self._drawn.clear()  # one epoch is enough
             self._drawn[epoch] = drawn
-        return drawn[position]
+        return drawn[position][self.places]
 
     def _from(self, index: int) -> Iterator[int]:
         """The index, and those after it."""

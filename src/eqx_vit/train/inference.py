@@ -1,5 +1,6 @@
 """The accuracy of a trained model, and predictions for image files: of a run, or of a preset's released weights."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,18 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from equinox.nn import State
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Int
 
 from eqx_vit.forward import forward
 from eqx_vit.functional import to_dicts
 from eqx_vit.layers.config import check
 from eqx_vit.registry import AnyModel
-from eqx_vit.train.batches import EvaluationExamples, read_batches
+from eqx_vit.train.batches import EvaluationExamples, Indices, read_batches
 from eqx_vit.train.image_folder import to_printable
 from eqx_vit.train.predictor import Predictor, load_run, read_pictures
 from eqx_vit.train.progress import ProgressLog
 from eqx_vit.train.start import move_data, reload_data
-from eqx_vit.train.step import Arrays, EvalStep, make_eval_step
+from eqx_vit.train.step import AnyArray, Arrays, EvalStep, make_eval_step
 
 BATCH_SIZE = 64
 MANY_IMAGES = 4096
@@ -46,17 +48,43 @@ class Prediction(NamedTuple):
 
 
 def evaluate(
-    step: EvalStep, model: tuple[Arrays, Arrays], examples: EvaluationExamples, batch_size: int, workers: int = 0
+    step: EvalStep,
+    model: tuple[Arrays, Arrays],
+    examples: EvaluationExamples,
+    batch_size: int,
+    workers: int = 0,
+    places: Indices | None = None,
 ) -> Evaluation:
     """Evaluate (params, state) on the images of `examples`; those that cannot be read do not count.
 
+    Of each batch, this process reads the images at `places`, and the others read the rest; None: all.
+
     **Raises:** `ValueError` where none can be read, or a worker that reads them has ended.
     """
-    return evaluate_all(lambda images: step(*model, images)[None], examples, batch_size, workers)[0]
+
+    def classify(images: np.ndarray) -> np.ndarray:
+        return np.asarray(step(*model, images))[None]
+
+    if places is None or len(places) == batch_size:
+        return evaluate_all(classify, examples, batch_size, workers)[0]
+    # Whole batches, as every process has to take part in each; the last image fills up the last one.
+    padded = np.arange(-(-len(examples) // batch_size) * batch_size)
+    positions = padded.reshape(-1, batch_size)[:, places].ravel()
+    own = dataclasses.replace(examples, indices=examples.indices[np.minimum(positions, len(examples) - 1)])
+    kept, (probabilities,) = _classify(classify, own, len(places), workers, lambda done, total: None)
+    found = np.full(len(positions), -1)
+    found[kept] = np.where(positions < len(examples), positions, -1)[kept]
+    whole = np.zeros((len(positions), probabilities.shape[-1]), dtype=probabilities.dtype)
+    whole[kept] = probabilities
+    positions, probabilities = (
+        np.asarray(multihost_utils.process_allgather(array, tiled=True)) for array in (found.astype(np.int32), whole)
+    )
+    order = np.argsort(positions, kind="stable")[np.count_nonzero(positions < 0) :]
+    return _judge(probabilities[order], examples, positions[order])
 
 
 def evaluate_all(
-    classify: Callable[[np.ndarray], Array],
+    classify: Callable[[np.ndarray], AnyArray],
     examples: EvaluationExamples,
     batch_size: int,
     workers: int = 0,
@@ -68,29 +96,40 @@ def evaluate_all(
 
     **Raises:** `ValueError` as `evaluate` does.
     """
-    indices: list[np.ndarray] = []
+    found, probabilities = _classify(classify, examples, batch_size, workers, show)
+    return [_judge(own, examples, found) for own in probabilities]
+
+
+def _classify(
+    classify: Callable[[np.ndarray], AnyArray],
+    examples: EvaluationExamples,
+    batch_size: int,
+    workers: int,
+    show: Callable[[int, int], None],
+) -> tuple[Indices, Float[np.ndarray, "models images classes"]]:
+    """(positions among the examples of those that can be read, their probabilities)."""
+    found: list[np.ndarray] = []
     chunks: list[np.ndarray] = []
     # To start processes takes seconds: of few images threads have read all of them by then.
     with read_batches(examples, batch_size, workers=workers if len(examples) > MANY_IMAGES else 0) as batches:
         for number, batch in enumerate(batches):
             kept = batch.unreadable < 0
-            own = examples.indices[number * batch_size :][: len(kept)]
             # The last batch is filled up with its last image: another shape would compile again.
             fill = [(0, batch_size - len(kept)), *[(0, 0)] * 3]
             images = np.pad(batch.images, fill, mode="edge") if len(kept) < batch_size else batch.images
-            indices.append(own[kept])
+            found.append(number * batch_size + np.flatnonzero(kept))
             chunks.append(_softmax(np.asarray(classify(images))[:, : len(kept)][:, kept]))
             show(min((number + 1) * batch_size, len(examples)), len(examples))
-    found = np.concatenate([np.zeros(0, dtype=np.int64), *indices])
-    check(len(found) > 0, "none of the images can be read")
-    return [_judge(own, examples.labels[found], found) for own in np.concatenate(chunks, axis=1)]
+    check(bool(chunks), "there are no images to evaluate")
+    return np.concatenate(found), np.concatenate(chunks, axis=1)
 
 
 def _judge(
-    probabilities: Float[np.ndarray, "images classes"],
-    labels: Int[np.ndarray, " images"],
-    indices: Int[np.ndarray, " images"],
+    probabilities: Float[np.ndarray, "images classes"], examples: EvaluationExamples, found: Indices
 ) -> Evaluation:
+    check(len(found) > 0, "none of the images can be read")
+    indices = examples.indices[found]
+    labels = examples.labels[indices]
     likelihood = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     loss = -np.log(np.maximum(likelihood, np.finfo(np.float64).tiny)).mean()
     return Evaluation(float(loss), float((probabilities.argmax(axis=1) == labels).mean()), probabilities, indices)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Int
 
 from eqx_vit.functional import to_dicts
 from eqx_vit.layers.config import check
@@ -32,6 +33,7 @@ from eqx_vit.train.initial_weights import load_start
 from eqx_vit.train.optimiser import learning_rate, make_optimiser
 from eqx_vit.train.placement import Placement
 from eqx_vit.train.plots import draw_curves, draw_samples, pick_samples
+from eqx_vit.train.processes import any_of, do_together, is_first, share_error
 from eqx_vit.train.progress import ProgressLog
 from eqx_vit.train.run_folder import (
     BEST,
@@ -42,6 +44,8 @@ from eqx_vit.train.run_folder import (
     EpochMetrics,
     FinalMetrics,
     Run,
+    epoch_name,
+    remove_epochs_before,
     write_metrics,
 )
 from eqx_vit.train.step import (
@@ -71,6 +75,7 @@ def train_run(
     tracker: Tracker | None = None,
     profile: tuple[int, int] | None = None,
     mesh: Mesh | None = None,
+    keep: int = 0,
 ) -> FinalMetrics | None:
     """Train to the end, and test the best epoch. None where `stopped()` became true first, or nobody reads the log any
     more; the folder can then be resumed.
@@ -80,39 +85,44 @@ def train_run(
 
     **Arguments:** `workers`: the processes that read image files, 0 for threads; `tracker` is told of the numbers as
     they come; `profile`: from the first to the second of these steps, a trace for xprof is written to the folder;
-    `mesh`, of `eqx_vit.make_mesh`: the devices to train on, which may be others when the run goes on.
+    `mesh`, of `eqx_vit.make_mesh`: the devices to train on, which may be others when the run goes on; `keep`: so many
+    epochs, the last ones, leave their models in a file each.
+
+    In several processes, each calls this with the same arguments and a `folder` that all of them see; the first one
+    writes. A signal to one of them stops all.
 
     **Raises:** `ValueError` where the loss stops being a number, the training state is damaged, a worker has ended, or
     the devices of the mesh cannot share a batch equally.
     """
     settings = run.settings
     tracker = Forgetful() if tracker is None else tracker
-    examples = make_examples(run, data)
+    placement = Placement(run.config, mesh)
+    placement.check_batch(choose_batch_size(settings, data.train) // settings.accumulate)
+    examples = make_examples(run, data, placement.local_places)
     batch_size = examples.batch_size
     epoch_steps = len(data.train) // batch_size
     span = "" if profile is None else f"--profile {profile[0]}:{profile[1]}"
     check(profile is None or profile[0] < examples.total, f"{span}: the run has {examples.total} steps, from 0 on")
     optimiser = make_optimiser(run.config, settings, examples.total)
     spec = run.input_spec
-    placement = Placement(run.config, mesh)
-    placement.check_batch(batch_size // settings.accumulate)
     teacher = None
     if settings.teacher:
-        teacher = load_teacher(settings.teacher, run.config.num_classes, spec)
+        name = settings.teacher
+        teacher = do_together(lambda: load_teacher(name, run.config.num_classes, spec))
         teacher = teacher._replace(arrays=placement.place(teacher.arrays))
     train_step = make_train_step(run.config, optimiser, settings, spec, teacher, placement.keep)
     eval_step = placement.place_images(make_eval_step(run.config, spec))
     held_out = EvaluationExamples(data.images, data.labels, data.validation)
     rate = learning_rate(settings, examples.total)
 
-    train, history = _load_or_make(folder, run, optimiser, placement)
+    train, history = do_together(lambda: _load_or_make(folder, run, optimiser, placement))
     first = int(train.step)
     log.start_training(first, examples.total)
     reported = _Reported(data, log)
     watch, saved = Watch(), time.monotonic()
     began = saved - (history[-1].seconds if history else 0)
     with (
-        read_batches(examples, batch_size, first, workers) as batches,
+        read_batches(examples, len(examples.places), first, workers) as batches,
         _profiling(folder, profile) as begin_step,
         placement.in_force(),
     ):
@@ -127,7 +137,8 @@ def train_run(
                 with watch.waiting():
                     batch = next(batches)
             except ValueError:
-                if step > first or not (folder / TRAINING_STATE).exists():
+                alone = jax.process_count() == 1  # others could not help to write what they hold
+                if alone and (step > first or not (folder / TRAINING_STATE).exists()):
                     save_training_state(folder / TRAINING_STATE, train, history)
                 raise
             reported.report(batch)
@@ -145,7 +156,7 @@ def train_run(
 
             if position == epoch_steps - 1:
                 speed, images = watch.read(), epoch_steps * batch_size
-                validation = evaluate(eval_step, averaged_model(train), held_out, batch_size, workers)
+                validation = evaluate(eval_step, averaged_model(train), held_out, batch_size, workers, examples.places)
                 reported.report_missing(held_out, validation)
                 metrics = make_epoch_metrics(
                     step + 1,
@@ -162,12 +173,17 @@ def train_run(
                 if is_best:
                     save_averaged_model(folder / BEST, run.config, train)
                 save_averaged_model(folder / LAST, run.config, train)
-                write_metrics(folder, history)
+                if keep:
+                    save_averaged_model(folder / epoch_name(metrics.epoch), run.config, train)
+                if is_first():
+                    write_metrics(folder, history)
+                    if keep:
+                        remove_epochs_before(folder, metrics.epoch - keep + 1)
                 told = {name: value for name, value in metrics._asdict().items() if value is not None}
                 tracker.log(step + 1, told)
                 log.write(_describe(metrics, settings.epochs) + ("  best" if is_best else ""))
-            stopping = stopped() or log.closed
-            if position == epoch_steps - 1 or stopping or time.monotonic() - saved > SAVE_SECONDS:
+            stopping, due = any_of(stopped() or log.closed, time.monotonic() - saved > SAVE_SECONDS)
+            if position == epoch_steps - 1 or stopping or due:
                 # Last of all: a kill before this line repeats the epoch, and writes the same files again.
                 save_training_state(folder / TRAINING_STATE, train, history)
                 saved = time.monotonic()
@@ -176,14 +192,24 @@ def train_run(
         return _finish(folder, run, data, history, eval_step, log, workers, placement)
 
 
-def make_examples(run: Run, data: Data) -> TrainingExamples:
-    """The training images of a run, in its order."""
+def make_examples(
+    run: Run, data: Data, local_places: Callable[[int], Int[np.ndarray, " own"]] = np.arange
+) -> TrainingExamples:
+    """The training images of a run, in its order; of a batch of so many, those at `local_places` are read here."""
     settings = run.settings
     batch_size = choose_batch_size(settings, data.train)
     total = settings.epochs * (len(data.train) // batch_size)
     changes = make_changes(settings, run.input_spec.mean)
     return TrainingExamples(
-        data.images, data.labels, data.train, changes, settings.seed, batch_size, settings.repeats, total
+        data.images,
+        data.labels,
+        data.train,
+        changes,
+        settings.seed,
+        batch_size,
+        settings.repeats,
+        total,
+        local_places(batch_size),
     )
 
 
@@ -206,7 +232,7 @@ class _Reported:
             if index not in self._seen and not isinstance(self._data.images, np.ndarray):
                 self._seen.add(index)
                 path = self._data.images.path(index)
-                self._log.write(to_printable(f"{path} cannot be read, {consequence}"))
+                self._log.warn(to_printable(f"{path} cannot be read, {consequence}"))
 
 
 def _load_or_make(
@@ -272,7 +298,7 @@ def make_epoch_metrics(
 
 def _check_finite(loss: float, step: int) -> float:
     if not np.isfinite(loss):
-        raise ValueError(f"the loss is {loss} after step {step + 1}: try a smaller --learning-rate")
+        raise share_error(f"the loss is {loss} after step {step + 1}: try a smaller --learning-rate")
     return loss
 
 
@@ -297,11 +323,13 @@ def _finish(
     """Test the best checkpoint, and draw the two figures."""
     model, state = load(folder / BEST)
     examples = EvaluationExamples(data.images, data.labels, data.test)
-    test = evaluate(
-        step, placement.place(to_dicts(model, state)), examples, choose_batch_size(run.settings, data.train), workers
-    )
+    batch_size = choose_batch_size(run.settings, data.train)
+    placed = placement.place(to_dicts(model, state))
+    test = evaluate(step, placed, examples, batch_size, workers, placement.local_places(batch_size))
     best = max(history, key=lambda metrics: metrics.score)
     result = FinalMetrics(BEST, best.epoch, test.loss, test.accuracy)
+    if not is_first():
+        return result
     write_metrics(folder, [*history, result])
     tested = len(test.indices)
     title = f"{run.settings.model}, {count_params(model):,} parameters: {test.accuracy:.2%} of {tested} test images"

@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Int, PyTree
 
 from eqx_vit.create import make_skeleton
+from eqx_vit.files import to_host
 from eqx_vit.layers.config import check
 from eqx_vit.paths import Leaf, named_leaves, path_name
 from eqx_vit.registry import AnyConfig
-from eqx_vit.sharding import parameter_shardings, shard_batch
-from eqx_vit.train.step import EvalStep, TrainState
+from eqx_vit.sharding import local_places, parameter_shardings, place_array, shard_batch
+from eqx_vit.train.step import AnyArray, EvalStep, TrainState
 
 Tree = TypeVar("Tree")
 
@@ -56,7 +57,7 @@ class Placement:
         """A training state or a model's (params, state), each array where it belongs."""
         if self._mesh is None:
             return jax.tree.map(jnp.array, tree)  # a copy: what a step is given is gone after it
-        return jax.device_put(tree, self._shardings(self._mesh, tree))
+        return jax.tree.map(place_array, tree, self._shardings(self._mesh, tree))
 
     def keep(self, train: TrainState) -> TrainState:
         """Within a compiled step: the training state lies as it did."""
@@ -64,13 +65,24 @@ class Placement:
             return train
         return jax.tree.map(jax.lax.with_sharding_constraint, train, self._shardings(self._mesh, train))
 
+    def local_places(self, batch_size: int) -> Int[np.ndarray, " own"]:
+        """The places of a batch whose images this process reads: all, where it is the only one."""
+        return np.arange(batch_size) if self._mesh is None else local_places(batch_size, self._mesh)
+
     def place_batch(self, *arrays: np.ndarray) -> tuple[np.ndarray | Array, ...]:
-        """Arrays of a batch, over the devices."""
+        """Arrays of the batch's part that this process has read, over the devices."""
         return arrays if self._mesh is None else shard_batch(arrays, self._mesh)
 
     def place_images(self, step: EvalStep) -> EvalStep:
-        """The evaluation step, for images that are not yet on the devices."""
-        return lambda params, state, images: step(params, state, *self.place_batch(np.asarray(images)))
+        """The evaluation step, for the part of the images that this process has read, and its logits of that part."""
+        if self._mesh is None:
+            return step
+
+        def evaluate(params: PyTree, state: PyTree, images: AnyArray) -> np.ndarray:
+            logits = to_host(step(params, state, *self.place_batch(np.asarray(images))))
+            return logits[self.local_places(len(logits))]
+
+        return evaluate
 
     def _shardings(self, mesh: Mesh, tree: PyTree) -> PyTree:
         """Parameters, their averages and moments by the rule for parameters; all else on every device."""

@@ -8,10 +8,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class ProgressLog:
-    """A log and a progress bar, as a context manager; `quiet=True` shows nothing."""
+    """A log and a progress bar, as a context manager; `quiet=True` shows nothing, and a `process` that is not the first
+    nothing but its warnings.
+    """
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self._console = _Console(quiet=quiet, highlight=False, soft_wrap=True)
+    def __init__(self, *, quiet: bool = False, process: int = 0) -> None:
+        self._process = process
+        self._console = _Console(quiet=quiet or process > 0, highlight=False, soft_wrap=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -40,6 +43,13 @@ class ProgressLog:
     def write(self, text: str) -> None:
         """Write a line above the bar."""
         self._console.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """Write a line that only this process knows of."""
+        if self._process > 0:
+            print(f"process {self._process}: {text}", flush=True)
+        else:
+            self.write(text)
 
     def show_reading(self, done: int, total: int) -> None:
         """Show how many files of an image folder have been read."""

@@ -183,6 +183,14 @@ def check_free(folder: Path) -> None:
         raise ValueError(f"{folder} is not empty and holds no run: choose another --output")
 
 
+def check_seen(folder: Path) -> None:
+    """Raise `ValueError` where this process does not see the run that the first one has written there."""
+    if not (folder / CONFIG).is_file():
+        raise ValueError(
+            f"{folder.resolve()} is not there for all processes: give an --output that every one of them sees"
+        )
+
+
 def write_run(folder: Path, run: Run) -> None:
     """Write config.json, in a new folder where there is none."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -224,6 +232,19 @@ def read_run(folder: Path) -> Run:
         )
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def epoch_name(epoch: int) -> str:
+    """The file of the model after an epoch, where the last ones are kept."""
+    return f"epoch_{epoch:04d}.safetensors"
+
+
+def remove_epochs_before(folder: Path, epoch: int) -> None:
+    """Remove the models of earlier epochs."""
+    for path in folder.glob("epoch_*.safetensors"):
+        number = path.stem.removeprefix("epoch_")
+        if number.isdecimal() and int(number) < epoch:
+            path.unlink(missing_ok=True)
 
 
 def write_metrics(folder: Path, lines: Sequence[EpochMetrics | FinalMetrics]) -> None:

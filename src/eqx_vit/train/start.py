@@ -11,6 +11,7 @@ from eqx_vit.train.data import DIGITS, Data, View, channel_statistics, load_data
 from eqx_vit.train.image_folder import find_classes
 from eqx_vit.train.initial_weights import find_statistics
 from eqx_vit.train.members import make_members
+from eqx_vit.train.processes import is_first
 from eqx_vit.train.progress import ProgressLog
 from eqx_vit.train.run_folder import Member, Run, read_run, write_run
 from eqx_vit.train.settings import Settings, make_settings
@@ -60,7 +61,7 @@ def resume_run(folder: Path, given: Mapping[str, object], log: ProgressLog) -> t
         raise ValueError(f"a resumed run keeps its settings, these differ: {'; '.join(differing)}")
     moved = move_data(run, given["data"]) if "data" in given else run
     data = reload_data(moved, log)
-    if moved != run:
+    if moved != run and is_first():
         write_run(folder, moved)
     return moved, data
 

@@ -85,7 +85,7 @@ class TrainStep(NamedTuple):
         return self.compiled(train, images, labels, self.teacher)
 
 
-EvalStep: TypeAlias = Callable[[Arrays, Arrays, AnyArray], Array]
+EvalStep: TypeAlias = Callable[[Arrays, Arrays, AnyArray], AnyArray]
 
 
 def initial_state(
