@@ -42,6 +42,7 @@ from eqx_vit.models.cross_vit import CrossViT as CrossViT, CrossViTConfig as Cro
 from eqx_vit.models.crossformer import CrossFormer as CrossFormer, CrossFormerConfig as CrossFormerConfig
 from eqx_vit.models.cvt import CvT as CvT, CvTConfig as CvTConfig
 from eqx_vit.models.deepvit import DeepViT as DeepViT, DeepViTConfig as DeepViTConfig
+from eqx_vit.models.dinov3 import DINOv3 as DINOv3, DINOv3Config as DINOv3Config
 from eqx_vit.models.levit import LeViT as LeViT, LeViTConfig as LeViTConfig
 from eqx_vit.models.nest import NesT as NesT, NesTConfig as NesTConfig
 from eqx_vit.models.parallel_vit import (

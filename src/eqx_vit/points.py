@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from jaxtyping import Array, Float
+
 from eqx_vit.layers import Norm
 
 
@@ -31,6 +33,15 @@ class AttentionPoint(NamedTuple):
     prefix: int = 0  # keys before those of the map
     class_token: bool = True  # whether the first query is what the head reads; else it reads the mean of all
     self_attention: bool = True  # whether the queries are the keys' tokens
+
+
+class TokenFeatures(NamedTuple):
+    """What comes out of the last norm of a model of tokens, each by its name, and what a head would read of it."""
+
+    class_token: Float[Array, "*batch dim"] | None
+    register_tokens: Float[Array, "*batch registers dim"]
+    patch_tokens: Float[Array, "*batch patches dim"]  # row by row
+    pooled: Float[Array, "*batch width"]  # what the model gives with num_classes=0
 
 
 def points_of_blocks(

@@ -36,7 +36,8 @@ class Architecture:
     - `config`: a subclass of `ImageModelConfig`, or of another architecture's config; that of this architecture alone.
     - `presets`: configs by name; `weights`: where released weights of some of them are.
     - `checkpoints`: an `eqx_vit.weights.Checkpoints`, for `load_state_dict` and `to_state_dict`; or where it is, as
-      "module:attribute": those of all architectures would more than double the time that an import takes.
+      "module:attribute": those of all architectures would more than double the time that an import takes. There it may
+      be a function of the config that gives them.
     """
 
     name: str
@@ -62,6 +63,7 @@ def _read_file(name: str, file: str, model: str, prefix: str = "") -> Architectu
 
 OWN = (
     _read_file("vit", "vit", "ViT"),
+    _read_file("dinov3", "dinov3", "DINOv3"),
     _read_file("simple_vit", "simple_vit", "SimpleViT"),
     _read_file("cait", "cait", "CaiT"),
     _read_file("crossformer", "crossformer", "CrossFormer"),

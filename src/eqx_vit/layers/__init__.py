@@ -9,6 +9,7 @@ from eqx_vit.layers.attention import (
     merge_heads as merge_heads,
     split_heads as split_heads,
 )
+from eqx_vit.layers.attention_pool import AttentionPool as AttentionPool
 from eqx_vit.layers.batch_norm import BATCH_AXIS as BATCH_AXIS, BatchNorm as BatchNorm
 from eqx_vit.layers.block import (
     PreNormBlock as PreNormBlock,
@@ -33,6 +34,8 @@ from eqx_vit.layers.linear import (
 )
 from eqx_vit.layers.mlp import (
     MLP as MLP,
+    Activation as Activation,
+    SwiGLU as SwiGLU,
     gelu as gelu,
     gelu_tanh as gelu_tanh,
     hard_swish as hard_swish,
@@ -62,6 +65,7 @@ from eqx_vit.layers.posemb import (
     sincos_2d as sincos_2d,
 )
 from eqx_vit.layers.remat import remat_except_saved as remat_except_saved, save_for_backward as save_for_backward
+from eqx_vit.layers.rotary import Rotation as Rotation, rotary_2d as rotary_2d, rotate as rotate
 from eqx_vit.layers.stack import PeriodicStack as PeriodicStack, Stack as Stack
 from eqx_vit.layers.window import (
     from_windows as from_windows,

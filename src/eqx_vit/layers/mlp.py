@@ -1,9 +1,10 @@
-"""The two-layer perceptron of a transformer block, and the activations as functions."""
+"""The perceptrons of a transformer block, plain and gated, and the activations as functions."""
 
 from collections.abc import Callable
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from eqx_vit.layers import kernels
@@ -75,4 +76,43 @@ class MLP(eqx.Module):
     def _apply(self, x: Float[Array, "*positions dim"], key: PRNGKeyArray | None) -> Float[Array, "*positions dim"]:
         fc1_key, fc2_key = split_or_none(key)
         hidden = self.fc1_dropout(self.activation(self.fc1(x)), key=fc1_key)
+        return self.fc2_dropout(self.fc2(hidden), key=fc2_key)
+
+
+class SwiGLU(eqx.Module):
+    """`fc2(silu(gate) * value)`, gate and value the halves of `fc1(x)` (Shazeer, arXiv 2002.05202, section 2)."""
+
+    fc1: Linear  # rows: the gate, the value
+    fc2: Linear
+    fc1_dropout: Dropout
+    fc2_dropout: Dropout
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        *,
+        dropout: float = 0.0,
+        weight_init: Initializer | None = truncated_normal(0.02),
+        bias_init: Initializer | None = constant(0.0),
+        key: PRNGKeyArray,
+    ) -> None:
+        """**Arguments:** `dim`: width of a token; `hidden_dim`: of the gate, and of the value; `dropout`: the rate on
+        the product and on the result; `weight_init`, `bias_init`: initialisers as `Linear` takes them.
+        """
+        fc1_key, fc2_key = jax.random.split(key)
+        self.fc1 = Linear(dim, 2 * hidden_dim, weight_init=weight_init, bias_init=bias_init, key=fc1_key)
+        self.fc2 = Linear(hidden_dim, dim, weight_init=weight_init, bias_init=bias_init, key=fc2_key)
+        self.fc1_dropout = Dropout(dropout)
+        self.fc2_dropout = Dropout(dropout)
+
+    def __call__(
+        self, x: Float[Array, "*positions dim"], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "*positions dim"]:
+        return kernels.map_rows(self._apply, x, key, self.fc1.weight.shape[0])
+
+    def _apply(self, x: Float[Array, "*positions dim"], key: PRNGKeyArray | None) -> Float[Array, "*positions dim"]:
+        fc1_key, fc2_key = split_or_none(key)
+        gate, value = jnp.split(self.fc1(x), 2, axis=-1)
+        hidden = self.fc1_dropout(jax.nn.silu(gate) * value, key=fc1_key)
         return self.fc2_dropout(self.fc2(hidden), key=fc2_key)

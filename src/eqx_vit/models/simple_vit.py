@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from eqx_vit.layers import (
     MLP,
     Attention,
+    AttentionPool,
     Dropout,
     Embedding,
     LayerNorm,
@@ -28,20 +29,16 @@ from eqx_vit.layers import (
     MakeNorm,
     MakeTokenLayer,
     Norm,
-    OutputProjection,
     PatchEmbedding,
     PreNormBlock,
     Stack,
     TokenLayer,
-    attend,
     flatten_map,
     gelu_tanh,
     make_head,
-    merge_heads,
     pool_tokens,
     resize_grid_corners,
     sincos_2d,
-    split_heads,
 )
 from eqx_vit.layers.config import Size, check, check_heads, check_multiple, no_type_check, pair
 from eqx_vit.layers.init import constant, lecun_normal, normal, xavier_uniform
@@ -134,6 +131,16 @@ def make_mlp(config: SimpleViTConfig, *, key: PRNGKeyArray) -> MLP:
     )
 
 
+def make_attention_pool(config: SimpleViTConfig, norm: MakeNorm, *, key: PRNGKeyArray) -> AttentionPool:
+    """The learned query of pool="map" (the official code's MAP head)."""
+    attention_key, mlp_key = jax.random.split(key)
+    mlp = make_mlp(replace(config, dropout=0.0), key=mlp_key)
+    head_dim = config.dim_head
+    return AttentionPool(
+        config.dim, config.heads, mlp, head_dim=head_dim, norm=norm, norm_eps=NORM_EPS, key=attention_key
+    )
+
+
 class SimpleViT(StatelessImageModel[SimpleViTConfig]):
     """SimpleViT: one image to logits.
 
@@ -157,7 +164,7 @@ class SimpleViT(StatelessImageModel[SimpleViTConfig]):
     embedding_dropout: Dropout
     blocks: Stack[PreNormBlock[Attention | TokenLayer]]
     norm: Norm
-    attention_pool: "AttentionPool | None"
+    attention_pool: AttentionPool | None
     pre_logits: Linear | None
     head: Linear | eqx.nn.Identity
 
@@ -191,7 +198,7 @@ class SimpleViT(StatelessImageModel[SimpleViTConfig]):
 
         self.blocks = Stack.build(make_block, config.depth, key=blocks_key)
         self.norm = norm(dim, NORM_EPS)
-        self.attention_pool = AttentionPool(config, norm, key=pool_key) if config.pool == "map" else None
+        self.attention_pool = make_attention_pool(config, norm, key=pool_key) if config.pool == "map" else None
         init = lecun_normal(dim)
         self.pre_logits = None if width is None else Linear(dim, width, weight_init=init, key=pre_logits_key)
         # Zero, as the official code starts.
@@ -254,36 +261,6 @@ class SimpleViT(StatelessImageModel[SimpleViTConfig]):
             return config, {}
         grid = self.position_embedding.reshape(*self.config.grid, -1)
         return config, {"position_embedding": resize_grid_corners(grid, config.grid).reshape(-1, config.dim)}
-
-
-class AttentionPool(eqx.Module):
-    """A learned query attends to the tokens, and an MLP follows (the official code's MAP head)."""
-
-    probe: Float[Array, "1 dim"]
-    query: Linear
-    key_value: Linear  # rows: k of all heads, v of all heads
-    projection: OutputProjection
-    norm: Norm
-    mlp: MLP
-    heads: int = eqx.field(static=True)
-
-    def __init__(self, config: SimpleViTConfig, norm: MakeNorm, *, key: PRNGKeyArray) -> None:
-        probe_key, query_key, key_value_key, projection_key, mlp_key = jax.random.split(key, 5)
-        dim, inner = config.dim, config.inner
-        init = xavier_uniform(dim, inner)
-        self.probe = xavier_uniform(1, dim)(probe_key, (1, dim))
-        self.query = Linear(dim, inner, weight_init=init, key=query_key)
-        self.key_value = Linear(dim, 2 * inner, weight_init=init, key=key_value_key)
-        self.projection = OutputProjection(inner, dim, weight_init=init, key=projection_key)
-        self.norm = norm(dim, NORM_EPS)
-        self.mlp = make_mlp(replace(config, dropout=0.0), key=mlp_key)
-        self.heads = config.heads
-
-    def __call__(self, tokens: Float[Array, "tokens dim"]) -> Float[Array, " dim"]:
-        (query,) = split_heads(self.query(self.probe), 1, self.heads)
-        keys, value = split_heads(self.key_value(tokens), 2, self.heads)
-        pooled = self.projection(merge_heads(attend(query, keys, value)))
-        return (pooled + self.mlp(self.norm(pooled)))[0]
 
 
 def _preset(dim: int, depth: int, heads: int, patch_size: int) -> SimpleViTConfig:

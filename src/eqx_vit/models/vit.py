@@ -1,11 +1,13 @@
-"""Vision Transformer (arXiv 2010.11929), with DeiT's distillation token, DeiT III and registers.
+"""Vision Transformer (arXiv 2010.11929), and its kin: DeiT, DeiT III, registers, DINOv2, CLIP's and SigLIP's towers.
 
 The idea: an image is a sequence of patches, read by a plain transformer encoder; a class token gathers what the head
-reads. Further papers: DeiT (2012.12877), DeiT III (2204.07118), registers (2309.16588).
+reads. Further papers: DeiT (2012.12877), DeiT III (2204.07118), registers (2309.16588), DINOv2 (2304.07193), CLIP
+(2103.00020), SigLIP (2303.15343), SigLIP 2 (2502.14786).
 
 Axes: tokens = prefix tokens + rows * columns; dim = width of a token. No departure from timm's `VisionTransformer` and
 the official code; `approximate_gelu` and `norm_eps` select between their numbers (google-research: True, 1e-6;
-timm and DeiT: False, 1e-6; Hugging Face: False, 1e-12).
+timm and DeiT: False, 1e-6; Hugging Face: False, 1e-12). SigLIP was trained with the tanh form of GELU, as Hugging Face
+has it; timm runs the presets without `approximate_gelu` with the exact one.
 """
 
 import functools
@@ -21,7 +23,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from eqx_vit.layers import (
     MLP,
+    Activation,
     Attention,
+    AttentionPool,
     Dropout,
     Embedding,
     LayerNorm,
@@ -33,6 +37,7 @@ from eqx_vit.layers import (
     PatchEmbedding,
     PreNormBlock,
     Stack,
+    SwiGLU,
     TokenLayer,
     drop_path_schedule,
     flatten_map,
@@ -40,13 +45,14 @@ from eqx_vit.layers import (
     gelu_tanh,
     make_head,
     pool_tokens,
+    quick_gelu,
     resize_table,
 )
 from eqx_vit.layers.config import Size, check, check_heads, no_type_check, pair
 from eqx_vit.layers.init import constant, lecun_normal, normal, truncated_normal, xavier_uniform
 from eqx_vit.model import LogitsPair, PatchGridConfig, StatelessImageModel
-from eqx_vit.models.source import INCEPTION_MEAN, INCEPTION_STD, Source
-from eqx_vit.points import AttentionPoint, FeaturePoint, points_of_blocks
+from eqx_vit.models.source import CLIP_MEAN, CLIP_STD, INCEPTION_MEAN, INCEPTION_STD, Source
+from eqx_vit.points import AttentionPoint, FeaturePoint, TokenFeatures, points_of_blocks
 
 
 @no_type_check
@@ -59,8 +65,8 @@ class ViTConfig(PatchGridConfig["ViT"]):
     dim: int
     depth: int
     heads: int
-    mlp_dim: int
-    pool: Literal["cls", "mean"] = "cls"  # mean: over the patches, prefix tokens left out
+    mlp_dim: int  # with swiglu=True: of the gate, and of the value
+    pool: Literal["cls", "mean", "map"] = "cls"  # mean: of the patches; map: a learned query attends to all tokens
     dim_head: int | None = None  # None: dim // heads
     dropout: float = 0.0  # attention weights, attention output, inside and after the MLP
     emb_dropout: float = 0.0  # after the positions are added
@@ -78,13 +84,19 @@ class ViTConfig(PatchGridConfig["ViT"]):
     representation_size: int | None = None  # a tanh layer before the head (ViT's pre-training)
     norm_eps: float = 1e-6
     approximate_gelu: bool = False  # the tanh form of google-research's code
+    quick_gelu: bool = False  # the sigmoid form of OpenAI's CLIP
+    swiglu: bool = False  # a gated MLP (DINOv2's giant)
 
     def check(self) -> None:
         if self.dim_head is None:
             check_heads(self.dim, self.heads)
         check(
-            self.class_token or (self.pool == "mean" and not self.distillation),
-            "class_token=False needs pool='mean' and distillation=False: there is no token to read",
+            self.class_token or (self.pool != "cls" and not self.distillation),
+            "class_token=False needs pool='mean' or 'map' and distillation=False: there is no token to read",
+        )
+        check(
+            self.approximate_gelu + self.quick_gelu + self.swiglu <= 1,
+            "an MLP has one activation: give one of approximate_gelu, quick_gelu and swiglu",
         )
         check(
             not self.distillation or (self.pool == "cls" and self.register_tokens == 0),
@@ -140,16 +152,36 @@ def make_attention(config: ViTConfig, *, key: PRNGKeyArray) -> Attention:
     )
 
 
-def make_mlp(config: ViTConfig, *, key: PRNGKeyArray) -> MLP:
+def make_mlp(config: ViTConfig, *, key: PRNGKeyArray) -> MLP | SwiGLU:
     """The perceptron of a block."""
-    return MLP(
+    make = SwiGLU if config.swiglu else functools.partial(MLP, activation=_activation(config))
+    return make(
         config.dim,
         config.mlp_dim,
-        activation=gelu_tanh if config.approximate_gelu else gelu,
         dropout=config.dropout,
         weight_init=xavier_uniform(config.dim, config.mlp_dim),
         bias_init=normal(1e-6),
         key=key,
+    )
+
+
+def _activation(config: ViTConfig) -> Activation:
+    if config.quick_gelu:
+        return quick_gelu
+    return gelu_tanh if config.approximate_gelu else gelu
+
+
+def make_attention_pool(config: ViTConfig, norm: MakeNorm, *, key: PRNGKeyArray) -> AttentionPool:
+    """The learned query of pool="map"."""
+    attention_key, mlp_key = jax.random.split(key)
+    return AttentionPool(
+        config.dim,
+        config.heads,
+        make_mlp(replace(config, dropout=0.0), key=mlp_key),
+        head_dim=config.dim_head,
+        norm=norm,
+        norm_eps=config.norm_eps,
+        key=attention_key,
     )
 
 
@@ -166,8 +198,8 @@ class ViT(StatelessImageModel[ViTConfig]):
         head              num_classes            1000
 
     rows = height / patch height, columns = width / patch width. The prefix is the class token, then the distillation
-    token or the registers. A block is attention and MLP, pre-norm, residual. The pool is the class token, or the mean
-    of the patches; the norm may follow it.
+    token or the registers. A block is attention and MLP, pre-norm, residual. The pool is the class token, the mean of
+    the patches, or what a learned query reads; the norm may follow it.
     """
 
     patch_embedding: PatchEmbedding | Embedding
@@ -179,6 +211,7 @@ class ViT(StatelessImageModel[ViTConfig]):
     norm_pre: Norm | eqx.nn.Identity
     blocks: Stack[PreNormBlock[Attention | TokenLayer]]
     norm: Norm
+    attention_pool: AttentionPool | None
     pre_logits: Linear | None
     head: Linear | eqx.nn.Identity
     head_dist: Linear | eqx.nn.Identity | None
@@ -226,6 +259,8 @@ class ViT(StatelessImageModel[ViTConfig]):
 
         self.blocks = Stack.build(make_block, config.depth, key=blocks_key)
         self.norm = norm(dim, config.norm_eps)
+        pool_key = jax.random.fold_in(pre_logits_key, 1)
+        self.attention_pool = make_attention_pool(config, norm, key=pool_key) if config.pool == "map" else None
         width = config.representation_size
         init = lecun_normal(dim)
         self.pre_logits = None if width is None else Linear(dim, width, weight_init=init, key=pre_logits_key)
@@ -259,15 +294,32 @@ class ViT(StatelessImageModel[ViTConfig]):
         if self.head_dist is not None:
             logits, distilled = self.classify_pair(features)
             return (logits + distilled) / 2
-        pooled = pool_tokens(features, self.config.pool, self.config.prefix)
+        return self.head(self.read(features))
+
+    def read(self, features: Float[Array, "tokens dim"]) -> Float[Array, " width"]:
+        """What the head reads: the pooled features."""
+        if self.attention_pool is not None:
+            pooled = self.attention_pool(features)
+        else:
+            pooled = pool_tokens(features, "cls" if self.config.pool == "cls" else "mean", self.config.prefix)
         pooled = self.norm(pooled) if self.config.norm_after_pool else pooled
-        return self.head(pooled if self.pre_logits is None else jnp.tanh(self.pre_logits(pooled)))
+        return pooled if self.pre_logits is None else jnp.tanh(self.pre_logits(pooled))
 
     def classify_pair(self, features: Float[Array, "tokens dim"]) -> LogitsPair:
         """(class logits, distillation logits), each of its token (DeiT, section 4)."""
         if self.head_dist is None:
             raise ValueError("this ViT has one head: a pair needs a config with distillation=True")
         return self.head(features[0]), self.head_dist(features[1])
+
+    def name_features(self, features: Float[Array, "tokens dim"]) -> TokenFeatures:
+        """`features` by name; a distillation token is of the prefix, and has none."""
+        config = self.config
+        return TokenFeatures(
+            class_token=features[0] if config.class_token else None,
+            register_tokens=features[config.prefix - config.register_tokens : config.prefix],
+            patch_tokens=features[config.prefix :],
+            pooled=self.read(features),
+        )
 
     def feature_points(self, height: int, width: int) -> list[FeaturePoint]:
         """The output of each block."""
@@ -321,6 +373,32 @@ def _deit3(config: ViTConfig) -> ViTConfig:
     return replace(config, prefix_positions=False, layer_scale=1e-6, drop_path_ramp=False)
 
 
+def _dinov2(config: ViTConfig, registers: int = 0) -> ViTConfig:
+    """A backbone: what is released has no head."""
+    config = replace(config, patch_size=14, image_size=518, num_classes=0, layer_scale=1e-5)
+    return replace(config, register_tokens=registers, prefix_positions=registers == 0)
+
+
+def _clip(config: ViTConfig, projection: int) -> ViTConfig:
+    """An image tower: its head is the projection to the space that it shares with the texts."""
+    return replace(config, pre_norm=True, norm_eps=1e-5, num_classes=projection)
+
+
+def _siglip(config: ViTConfig, image_size: int, approximate_gelu: bool = False) -> ViTConfig:
+    """An image tower without a head: the pooled features are the image's embedding."""
+    config = replace(config, image_size=image_size, num_classes=0, approximate_gelu=approximate_gelu)
+    return replace(config, class_token=False, pool="map")
+
+
+_HUGE = _preset(1280, 32, 16, 14)
+_GIANT = _preset(1408, 40, 16, 14, mlp_dim=6144)
+_GIGANTIC = _preset(1664, 48, 16, 14, mlp_dim=8192)
+_LARGE14 = replace(_LARGE, patch_size=14)
+_SWIGLU_GIANT = replace(_preset(1536, 40, 24, 14, mlp_dim=4096), swiglu=True)
+_SO400M = _preset(1152, 27, 16, 14, mlp_dim=4304)
+_SO400M16 = replace(_SO400M, patch_size=16)
+
+
 PRESETS: dict[str, ViTConfig] = {
     "vit_tiny_patch16_224": _TINY,  # 5,717,416
     "vit_tiny_patch16_384": replace(_TINY, image_size=384),  # 5,790,376
@@ -338,10 +416,10 @@ PRESETS: dict[str, ViTConfig] = {
     "vit_large_patch32_384": replace(_LARGE, patch_size=32, image_size=384),  # 306,632,680
     "vit_large_patch16_224": _LARGE,  # 304,326,632
     "vit_large_patch16_384": replace(_LARGE, image_size=384),  # 304,715,752
-    "vit_large_patch14_224": replace(_LARGE, patch_size=14),  # 304,203,752
-    "vit_huge_patch14_224": _preset(1280, 32, 16, 14),  # 632,045,800
-    "vit_giant_patch14_224": _preset(1408, 40, 16, 14, mlp_dim=6144),  # 1,012,611,432
-    "vit_gigantic_patch14_224": _preset(1664, 48, 16, 14, mlp_dim=8192),  # 1,844,440,680
+    "vit_large_patch14_224": _LARGE14,  # 304,203,752
+    "vit_huge_patch14_224": _HUGE,  # 632,045,800
+    "vit_giant_patch14_224": _GIANT,  # 1,012,611,432
+    "vit_gigantic_patch14_224": _GIGANTIC,  # 1,844,440,680
     "vit_base_patch16_gap_224": replace(  # 86,566,120
         _BASE, heads=16, class_token=False, pool="mean", pool_norm=False
     ),
@@ -369,7 +447,41 @@ PRESETS: dict[str, ViTConfig] = {
     "deit3_base_patch16_384": _deit3(replace(_BASE, image_size=384)),  # 86,877,160
     "deit3_large_patch16_224": _deit3(_LARGE),  # 304,374,760
     "deit3_large_patch16_384": _deit3(replace(_LARGE, image_size=384)),  # 304,763,880
-    "deit3_huge_patch14_224": _deit3(_preset(1280, 32, 16, 14)),  # 632,126,440
+    "deit3_huge_patch14_224": _deit3(_HUGE),  # 632,126,440
+    "vit_small_patch14_dinov2": _dinov2(_SMALL),  # 22,056,192
+    "vit_base_patch14_dinov2": _dinov2(_BASE),  # 86,579,712
+    "vit_large_patch14_dinov2": _dinov2(_LARGE),  # 304,367,616
+    "vit_giant_patch14_dinov2": _dinov2(_SWIGLU_GIANT),  # 1,136,479,232
+    "vit_small_patch14_reg4_dinov2": _dinov2(_SMALL, 4),  # 22,057,344
+    "vit_base_patch14_reg4_dinov2": _dinov2(_BASE, 4),  # 86,582,016
+    "vit_large_patch14_reg4_dinov2": _dinov2(_LARGE, 4),  # 304,370,688
+    "vit_giant_patch14_reg4_dinov2": _dinov2(_SWIGLU_GIANT, 4),  # 1,136,483,840
+    "vit_base_patch32_clip_224": _clip(replace(_BASE, patch_size=32), 512),  # 87,849,728
+    "vit_base_patch16_clip_224": _clip(_BASE, 512),  # 86,193,152
+    "vit_large_patch14_clip_224": _clip(_LARGE14, 768),  # 303,966,976
+    "vit_large_patch14_clip_336": _clip(replace(_LARGE14, image_size=336), 768),  # 304,294,656
+    "vit_huge_patch14_clip_224": _clip(_HUGE, 1024),  # 632,077,824
+    "vit_giant_patch14_clip_224": _clip(_GIANT, 1024),  # 1,012,646,656
+    "vit_gigantic_patch14_clip_224": _clip(_GIGANTIC, 1280),  # 1,844,908,544
+    "vit_base_patch32_clip_quickgelu_224": _clip(replace(_BASE, patch_size=32, quick_gelu=True), 512),  # 87,849,728
+    "vit_base_patch16_clip_quickgelu_224": _clip(replace(_BASE, quick_gelu=True), 512),  # 86,193,152
+    "vit_large_patch14_clip_quickgelu_224": _clip(replace(_LARGE14, quick_gelu=True), 768),  # 303,966,976
+    "vit_large_patch14_clip_quickgelu_336": _clip(
+        replace(_LARGE14, quick_gelu=True, image_size=336), 768
+    ),  # 304,294,656
+    "vit_base_patch32_siglip_256": _siglip(replace(_BASE, patch_size=32), 256, approximate_gelu=True),  # 94,552,320
+    "vit_base_patch16_siglip_224": _siglip(_BASE, 224),  # 92,884,224
+    "vit_base_patch16_siglip_256": _siglip(_BASE, 256),  # 92,930,304
+    "vit_base_patch16_siglip_384": _siglip(_BASE, 384),  # 93,176,064
+    "vit_base_patch16_siglip_512": _siglip(_BASE, 512),  # 93,520,128
+    "vit_large_patch16_siglip_256": _siglip(_LARGE, 256),  # 315,956,224
+    "vit_large_patch16_siglip_384": _siglip(_LARGE, 384),  # 316,283,904
+    "vit_large_patch16_siglip_512": _siglip(_LARGE, 512, approximate_gelu=True),  # 316,742,656
+    "vit_so400m_patch14_siglip_224": _siglip(_SO400M, 224),  # 427,680,704
+    "vit_so400m_patch14_siglip_378": _siglip(_SO400M, 378),  # 428,225,600
+    "vit_so400m_patch16_siglip_256": _siglip(_SO400M16, 256, approximate_gelu=True),  # 427,888,064
+    "vit_so400m_patch16_siglip_384": _siglip(_SO400M16, 384, approximate_gelu=True),  # 428,256,704
+    "vit_so400m_patch16_siglip_512": _siglip(_SO400M16, 512, approximate_gelu=True),  # 428,772,800
 }
 
 
@@ -381,7 +493,18 @@ def _imagenet(hub: str, crop: float = 0.9) -> Source:
     return Source(hub=hub, crop=crop)
 
 
-# timm's default checkpoint with a head of 1000 classes, where there is one.
+def _backbone(hub: str, crop: float = 1.0, image: Literal["imagenet", "inception"] = "imagenet") -> Source:
+    """Weights without a head."""
+    make = _imagenet if image == "imagenet" else _inception
+    return replace(make(hub, crop), classes=0)
+
+
+def _tower(hub: str, projection: int, crop: float = 1.0) -> Source:
+    return Source(hub=hub, crop=crop, classes=projection, mean=CLIP_MEAN, std=CLIP_STD)
+
+
+# timm's default checkpoint with a head of 1000 classes, where there is one; of CLIP the towers as they were released,
+# OpenAI's with quickgelu and LAION-2B's without; of SigLIP the second.
 WEIGHTS: dict[str, Source] = {
     "vit_tiny_patch16_224": _inception("timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"),
     "vit_tiny_patch16_384": _inception("timm/vit_tiny_patch16_384.augreg_in21k_ft_in1k", crop=1.0),
@@ -417,4 +540,35 @@ WEIGHTS: dict[str, Source] = {
     "deit3_large_patch16_224": _imagenet("timm/deit3_large_patch16_224.fb_in1k"),
     "deit3_large_patch16_384": _imagenet("timm/deit3_large_patch16_384.fb_in1k", crop=1.0),
     "deit3_huge_patch14_224": _imagenet("timm/deit3_huge_patch14_224.fb_in1k"),
+    "vit_small_patch14_dinov2": _backbone("timm/vit_small_patch14_dinov2.lvd142m"),
+    "vit_base_patch14_dinov2": _backbone("timm/vit_base_patch14_dinov2.lvd142m"),
+    "vit_large_patch14_dinov2": _backbone("timm/vit_large_patch14_dinov2.lvd142m"),
+    "vit_giant_patch14_dinov2": _backbone("timm/vit_giant_patch14_dinov2.lvd142m"),
+    "vit_small_patch14_reg4_dinov2": _backbone("timm/vit_small_patch14_reg4_dinov2.lvd142m"),
+    "vit_base_patch14_reg4_dinov2": _backbone("timm/vit_base_patch14_reg4_dinov2.lvd142m"),
+    "vit_large_patch14_reg4_dinov2": _backbone("timm/vit_large_patch14_reg4_dinov2.lvd142m"),
+    "vit_giant_patch14_reg4_dinov2": _backbone("timm/vit_giant_patch14_reg4_dinov2.lvd142m"),
+    "vit_base_patch32_clip_224": _tower("timm/vit_base_patch32_clip_224.laion2b", 512, crop=0.9),
+    "vit_base_patch16_clip_224": _tower("timm/vit_base_patch16_clip_224.laion2b", 512),
+    "vit_large_patch14_clip_224": replace(_inception("timm/vit_large_patch14_clip_224.laion2b", 1.0), classes=768),
+    "vit_huge_patch14_clip_224": _tower("timm/vit_huge_patch14_clip_224.laion2b", 1024),
+    "vit_giant_patch14_clip_224": _tower("timm/vit_giant_patch14_clip_224.laion2b", 1024),
+    "vit_gigantic_patch14_clip_224": _tower("timm/vit_gigantic_patch14_clip_224.laion2b", 1280),
+    "vit_base_patch32_clip_quickgelu_224": _tower("timm/vit_base_patch32_clip_224.openai", 512, crop=0.9),
+    "vit_base_patch16_clip_quickgelu_224": _tower("timm/vit_base_patch16_clip_224.openai", 512, crop=0.9),
+    "vit_large_patch14_clip_quickgelu_224": _tower("timm/vit_large_patch14_clip_224.openai", 768),
+    "vit_large_patch14_clip_quickgelu_336": _tower("timm/vit_large_patch14_clip_336.openai", 768),
+    "vit_base_patch32_siglip_256": _backbone("timm/vit_base_patch32_siglip_256.v2_webli", 0.9, "inception"),
+    "vit_base_patch16_siglip_224": _backbone("timm/vit_base_patch16_siglip_224.v2_webli", 0.9, "inception"),
+    "vit_base_patch16_siglip_256": _backbone("timm/vit_base_patch16_siglip_256.v2_webli", 0.9, "inception"),
+    "vit_base_patch16_siglip_384": _backbone("timm/vit_base_patch16_siglip_384.v2_webli", 0.9, "inception"),
+    "vit_base_patch16_siglip_512": _backbone("timm/vit_base_patch16_siglip_512.v2_webli", 0.9, "inception"),
+    "vit_large_patch16_siglip_256": _backbone("timm/vit_large_patch16_siglip_256.v2_webli", 0.9, "inception"),
+    "vit_large_patch16_siglip_384": _backbone("timm/vit_large_patch16_siglip_384.v2_webli", 0.9, "inception"),
+    "vit_large_patch16_siglip_512": _backbone("timm/vit_large_patch16_siglip_512.v2_webli", 0.9, "inception"),
+    "vit_so400m_patch14_siglip_224": _backbone("timm/vit_so400m_patch14_siglip_224.v2_webli", 0.9, "inception"),
+    "vit_so400m_patch14_siglip_378": _backbone("timm/vit_so400m_patch14_siglip_378.v2_webli", 0.9, "inception"),
+    "vit_so400m_patch16_siglip_256": _backbone("timm/vit_so400m_patch16_siglip_256.v2_webli", 0.9, "inception"),
+    "vit_so400m_patch16_siglip_384": _backbone("timm/vit_so400m_patch16_siglip_384.v2_webli", 0.9, "inception"),
+    "vit_so400m_patch16_siglip_512": _backbone("timm/vit_so400m_patch16_siglip_512.v2_webli", 0.9, "inception"),
 }

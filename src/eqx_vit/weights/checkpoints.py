@@ -4,8 +4,9 @@ import functools
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from jaxtyping import Array, Float
 
 from eqx_vit.layers import resize_grid
@@ -25,6 +26,22 @@ resize_grid_bicubic: ResizeRule = functools.partial(resize_grid, antialias=False
 ADAPTABLE_FIELDS = ("num_classes", "num_distill_classes", "image_size", "channels")
 
 
+Arrays = Mapping[str, np.ndarray]
+
+
+class Regrouping(NamedTuple):
+    """What no rule can say of single arrays, `load(config, arrays)` before the rules and `save(config, arrays)` after.
+
+    For a source that has in one array what is several here in parts, or adds two of them.
+    """
+
+    load: Callable[[Any, Arrays], dict[str, np.ndarray]]
+    save: Callable[[Any, Arrays], dict[str, np.ndarray]]
+
+
+_AS_THEY_ARE = Regrouping(load=lambda config, arrays: dict(arrays), save=lambda config, arrays: dict(arrays))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
     """All that is known of an architecture's checkpoints, by source: `"timm"`, `"official"`, `"hf"`, `"flax"`.
@@ -34,13 +51,17 @@ class Checkpoints:
     - `names`: from a config to the rules of its arrays' names.
     - `renames`: older spellings of those names.
     - `resize`: how a position map becomes one of another (rows, columns), where it is not the model's own way.
+    - `regroup`: how a source divides arrays otherwise than the rules do.
     - `describe`: the `config.json` of a config for transformers; None where transformers has no such model.
+    - `read`: the fields of a config that such a file gives, where they are not those that all have.
     """
 
     names: Mapping[str, NameMap]
     renames: Mapping[str, KeyRenames] = field(default_factory=dict)
     resize: Mapping[str, ResizeRule] = field(default_factory=dict)
+    regroup: Mapping[str, Regrouping] = field(default_factory=dict)
     describe: Callable[[Any], dict[str, object]] | None = None
+    read: Callable[[Mapping[str, Any]], dict[str, object]] = lambda described: {}
 
 
 def find_checkpoints(config: AnyConfig) -> Checkpoints:
@@ -57,7 +78,13 @@ def find_checkpoints(config: AnyConfig) -> Checkpoints:
             "elsewhere: eqx_vit.save and load need none"
         )
     module, _, name = row.checkpoints.partition(":")
-    return getattr(importlib.import_module(module), name)
+    found = getattr(importlib.import_module(module), name)
+    return found if isinstance(found, Checkpoints) else found(config)
+
+
+def find_regrouping(config: AnyConfig, source: str) -> Regrouping:
+    """How a source divides the arrays of a config's model."""
+    return find_checkpoints(config).regroup.get(source, _AS_THEY_ARE)
 
 
 def find_differences(config: AnyConfig, other: AnyConfig) -> list[str]:

@@ -24,6 +24,7 @@ from eqx_vit.layers.config import Size, list_some, no_type_check
 from eqx_vit.paths import Leaf, named_leaves, named_statistics, with_named_leaves, with_named_statistics
 from eqx_vit.registry import AnyModel
 from eqx_vit.surgery import HEADS, Model, find_exchanged_arrays, rebuild, replace_head
+from eqx_vit.weights.checkpoints import find_regrouping
 from eqx_vit.weights.names import (
     canonical_name,
     find_frequent_prefix,
@@ -121,7 +122,8 @@ def to_state_dict(model: AnyModel, state: State, target: str) -> dict[str, np.nd
     result: dict[str, np.ndarray] = {}
     for rule in rules:
         result |= rule.save(np.asarray(leaves[rule.ours]))
-    return result | {item.name: item.value for item in constants if item.value is not None}
+    result |= {item.name: item.value for item in constants if item.value is not None}
+    return find_regrouping(model.config, target).save(model.config, result)
 
 
 def _all_leaves(model: AnyModel, state: State) -> dict[str, Leaf]:
@@ -153,7 +155,7 @@ def _canonicalise(
             problems.append(f"{name} is given twice, as {canonical} too")
         elif canonical is not None:
             given[canonical] = np.asarray(array)
-    return given, problems
+    return find_regrouping(model.config, source).load(model.config, given), problems
 
 
 def _prefix_hint(model: AnyModel, source: str, given: Collection[str]) -> list[str]:

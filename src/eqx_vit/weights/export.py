@@ -100,4 +100,5 @@ def _describe_for_transformers(config: AnyConfig, class_names: Sequence[str] | N
         "id2label": {str(index): name for index, name in enumerate(names)},
         "label2id": {name: index for index, name in enumerate(names)},
     }
-    return {**describe(config), **labels, "num_channels": config.channels, "dtype": "float32"}
+    common = {"num_channels": config.channels, "dtype": "float32"}
+    return {**describe(config), **(labels if config.num_classes else {}), **common}

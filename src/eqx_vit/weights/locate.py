@@ -44,6 +44,8 @@ def locate_checkpoint(config: AnyConfig, name: str | None, pretrained: PathLike 
     layout, model_fields = read_model_fields(described, place)
     if layout == "timm":
         _check_same_model(config, described["architecture"], place)
+    else:
+        model_fields |= find_checkpoints(config).read(described)
     return Checkpoint(path=path, layout=layout, model_fields=model_fields)
 
 

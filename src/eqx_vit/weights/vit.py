@@ -1,5 +1,9 @@
 """ViT's names in timm, DeiT III's official code, transformers and google-research's Flax code."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 from eqx_vit.layers import resize_grid_corners
 from eqx_vit.layers.config import check, pair
 from eqx_vit.models.vit import ViTConfig
@@ -18,6 +22,7 @@ from eqx_vit.weights.rules import (
     weight_and_bias,
     with_prefix,
 )
+from eqx_vit.weights.vit_towers import find_tower, name_activation, read_activation
 
 
 def _timm(config: ViTConfig) -> list[Rule | Constant]:
@@ -31,6 +36,7 @@ def _official(config: ViTConfig) -> list[Rule | Constant]:
     check_head_dim(code, config.dim, config.heads, config.dim_head)
     check_held(code, config, _PLAIN | {"class_token": True})
     check(not config.norm_after_pool, f"{code} has no norm after the pool: give pool_norm=False, or use another layout")
+    _check_no_attention_pool(code, config)
     _check_distilled(code, config)
     check(
         config.layer_scale is None or not config.prefix_positions,
@@ -40,12 +46,16 @@ def _official(config: ViTConfig) -> list[Rule | Constant]:
 
 
 # What only timm's ViT has.
-_PLAIN: dict[str, object] = {"register_tokens": 0, "qk_norm": False, "pre_norm": False}
+_PLAIN: dict[str, object] = {"register_tokens": 0, "qk_norm": False, "pre_norm": False, "swiglu": False}
 
 
 def _check_distilled(code: str, config: ViTConfig) -> None:
     if config.distillation:
         check_held(code, config, {"prefix_positions": True})
+
+
+def _check_no_attention_pool(code: str, config: ViTConfig) -> None:
+    check(config.pool != "map", f"{code} has no pool by attention, pool='map': use another layout")
 
 
 def _torch(config: ViTConfig, layer_scale1: str, layer_scale2: str) -> list[Rule | Constant]:
@@ -65,6 +75,13 @@ def _torch(config: ViTConfig, layer_scale1: str, layer_scale2: str) -> list[Rule
         *weight_and_bias("norm_pre", "norm_pre"),
         *stack("blocks", [f"blocks.{index}." for index in range(config.depth)], block),
         *weight_and_bias("norm", "fc_norm" if config.norm_after_pool else "norm"),
+        token("attention_pool.probe", "attn_pool.latent"),
+        *weight_and_bias("attention_pool.query", "attn_pool.q"),
+        *weight_and_bias("attention_pool.key_value", "attn_pool.kv"),
+        *weight_and_bias("attention_pool.projection.linear", "attn_pool.proj"),
+        *weight_and_bias("attention_pool.norm", "attn_pool.norm"),
+        *weight_and_bias("attention_pool.mlp.fc1", "attn_pool.mlp.fc1"),
+        *weight_and_bias("attention_pool.mlp.fc2", "attn_pool.mlp.fc2"),
         *weight_and_bias("pre_logits", "pre_logits.fc"),
         *weight_and_bias("head", "head"),
         *weight_and_bias("head_dist", "head_dist"),
@@ -109,6 +126,7 @@ def _flax(config: ViTConfig) -> list[Rule | Constant]:
     check_head_dim(code, config.dim, config.heads, config.dim_head)
     held = {"qkv_bias": True, "distillation": False, "layer_scale": None}
     check_held(code, config, _PLAIN | held | ({"prefix_positions": True} if config.class_token else {}))
+    _check_no_attention_pool(code, config)
     block = linen.block(config.heads)
     return [
         token("class_token", "cls"),
@@ -150,6 +168,7 @@ def _describe(config: ViTConfig) -> dict[str, object]:
         qkv_bias=config.qkv_bias,
         norm_eps=config.norm_eps,
         approximate_gelu=config.approximate_gelu,
+        quick_gelu=config.quick_gelu,
     )
     different = find_differences(config, expressible)
     check(not different, f"transformers' ViT cannot have this model's {', '.join(different)}")
@@ -163,7 +182,7 @@ def _describe(config: ViTConfig) -> dict[str, object]:
         "num_hidden_layers": config.depth,
         "num_attention_heads": config.heads,
         "intermediate_size": config.mlp_dim,
-        "hidden_act": "gelu_pytorch_tanh" if config.approximate_gelu else "gelu",
+        "hidden_act": name_activation(config),
         "layer_norm_eps": config.norm_eps,
         "qkv_bias": config.qkv_bias,
         "hidden_dropout_prob": config.dropout,
@@ -171,10 +190,28 @@ def _describe(config: ViTConfig) -> dict[str, object]:
     }
 
 
-CHECKPOINTS = Checkpoints(
+def _read(described: Mapping[str, Any]) -> dict[str, object]:
+    return read_activation(described, "gelu")
+
+
+_CHECKPOINTS = Checkpoints(
     names={"timm": _timm, "official": _official, "hf": _hf, "flax": _flax},
     renames={"timm": _GAMMA, "hf": _HF, "flax": linen.RENAMES},
     # facebookresearch/deit is older than antialiasing in PyTorch; google-research uses scipy.ndimage.zoom.
     resize={"official": resize_grid_bicubic, "hf": resize_grid_bicubic, "flax": resize_grid_corners},
     describe=_describe,
+    read=_read,
 )
+
+
+def CHECKPOINTS(config: ViTConfig) -> Checkpoints:
+    """Those of the family, and in transformers those of the class that the config is of."""
+    tower = find_tower(config)
+    if tower is None:
+        return _CHECKPOINTS
+    return replace(
+        tower,
+        names={**_CHECKPOINTS.names, **tower.names},
+        renames={**_CHECKPOINTS.renames, **tower.renames},
+        resize={**_CHECKPOINTS.resize, **tower.resize},
+    )
