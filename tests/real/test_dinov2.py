@@ -48,7 +48,7 @@ def optimised() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def weights() -> dinov2.Weights:
-    return dinov2.to_timm(dinov2.read_backbone())
+    return dinov2.read_backbone()
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +58,14 @@ def loaded(weights: dinov2.Weights) -> Loaded:
 
 def load(weights: dinov2.Weights, size: tuple[int, int]) -> Loaded:
     config = dataclasses.replace(dinov2.CONFIG, image_size=size)
-    return load_state_dict(*eqx_vit.create_abstract(config), weights, source="timm")
+    return load_state_dict(*eqx_vit.create_abstract(config), weights, source="hf")
 
 
 def test_all_of_the_backbone_is_loaded_and_comes_back(loaded: Loaded, weights: dinov2.Weights) -> None:
-    assert eqx_vit.count_params(loaded[0]) == sum(array.size for array in dinov2.read_backbone().values())
-    returned = to_state_dict(*loaded, "timm")
-    assert returned.keys() == weights.keys()
-    for name, array in weights.items():
-        np.testing.assert_array_equal(returned[name], array, err_msg=name)
+    assert eqx_vit.count_params(loaded[0]) == sum(array.size for array in weights.values())
+    for source in ("hf", "timm"):
+        skeleton = eqx_vit.create_abstract(loaded[0].config)
+        assert eqx.tree_equal(load_state_dict(*skeleton, to_state_dict(*loaded, source), source=source), loaded)
 
 
 @pytest.mark.parametrize("size", [NATIVE, EXPORTED], ids=str)
@@ -78,7 +77,7 @@ def test_equals_onnx_runtime(
     images = dinov2.prepare(PHOTOS[photo](), size)
     names = [dinov2.TABLE, *dinov2.BLOCKS, dinov2.ATTENTION, dinov2.FEATURES]
     table, *blocks, attention, features = dinov2.run_onnx(images, names)
-    at_size = loaded if size == NATIVE else load(weights | {"pos_embed": table}, size)
+    at_size = loaded if size == NATIVE else load(weights | {"embeddings.position_embeddings": table}, size)
     for index, (found, expected) in enumerate(zip(see_tokens(at_size, images), blocks, strict=True)):
         compare(f"block {index}", found, expected, record_property)
     (normed,) = see_tokens(at_size, images, indices=1, norm=True)
@@ -97,8 +96,23 @@ def test_table_resized_without_antialiasing_equals_onnx_runtime(
     """The rule of DINOv2's own code and of transformers."""
     (expected,) = dinov2.run_onnx(dinov2.prepare(data.cat(), size), [dinov2.TABLE])
     old, new = find_grid(NATIVE), find_grid(size)
-    table = resize_table(jnp.asarray(weights["pos_embed"][0]), old, new, antialias=False)
+    table = resize_table(jnp.asarray(weights["embeddings.position_embeddings"][0]), old, new, antialias=False)
     compare("position table", table[None], expected, record_property)
+
+
+@pytest.mark.parametrize("photo", PHOTOS)
+def test_preset_at_another_size_equals_onnx_runtime(
+    photo: str, weights: dinov2.Weights, record_property: Record
+) -> None:
+    """Nothing but the weights, the preset's name and the size of the images: the table is resized on the way."""
+    skeleton = eqx_vit.create_abstract(dinov2.PRESET)
+    model, state = load_state_dict(*skeleton, weights, source="hf", image_size=EXPORTED)
+    images = dinov2.prepare(PHOTOS[photo](), EXPORTED)
+    (expected,) = dinov2.run_onnx(images, [dinov2.FEATURES])
+    features = eqx.filter_jit(eqx_vit.forward_features)(model, state, images)
+    compare("class token", features.class_token, expected[:, 0], record_property)
+    compare("patch tokens", features.patch_tokens, expected[:, 1:], record_property)
+    compare("pooled features", features.pooled, expected[:, 0], record_property)
 
 
 def test_resized_by_timms_rule_sees_the_same(loaded: Loaded, record_property: Record) -> None:

@@ -14,3 +14,4 @@ from eqx_vit.inspection.features import (
 )
 from eqx_vit.inspection.grad_cam import grad_cam as grad_cam
 from eqx_vit.inspection.observe import observable as observable, observe as observe
+from eqx_vit.inspection.token_features import forward_features as forward_features
