@@ -25,8 +25,8 @@ class Case:
     """`build(config, reduced)` makes the PyTorch model; `reduced` says that the config's depth is not the preset's.
 
     `fixed` are arrays that are parameters there, and here computed from the config: they are set to ours, and not
-    counted. `returned` tells what comes back of the weights, where another form of them says the same; `added` is the
-    number of parameters that are here alone, and 0.
+    counted. `returned` tells what comes back of the weights, where another form of them says the same; `added` is by
+    how many parameters ours are more.
     """
 
     preset: str

@@ -150,7 +150,9 @@ def _towers() -> Iterator[Case]:
     for name, config in MODELS["vit"].presets.items():
         if "dinov2" in name:
             returned = _without_position if config.register_tokens else dict
-            yield Case(name, "hf", _class(config), build, config, fixed=mask, returned=returned)
+            # With registers, the class token has a position there.
+            added = -config.dim if config.register_tokens else 0
+            yield Case(name, "hf", _class(config), build, config, fixed=mask, returned=returned, added=added)
         elif "clip" in name:
             tower = dataclasses.replace(config, num_classes=0)
             yield Case(name, "hf", _class(tower), build, tower)

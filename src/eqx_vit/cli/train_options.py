@@ -44,7 +44,7 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
         help="images with a sub-folder for each class, or inside train/, val/, test/ (default: scikit-learn's digits)",
     )  # fmt: skip
     group.add_argument(
-        "--image-size", type=_parse_size, metavar="PIXELS",
+        "--image-size", type=parse_size, metavar="PIXELS",
         help="N or HEIGHTxWIDTH (default: the model's own; 224 for models that take any)",
     )  # fmt: skip
     group.add_argument(
@@ -129,7 +129,7 @@ def _add_how(group: argparse._ArgumentGroup) -> None:
 
 def _add_fine_tuning(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--pretrained", nargs="?", const="released", type=_parse_place, metavar="WEIGHTS",
+        "--pretrained", nargs="?", const="released", type=parse_place, metavar="WEIGHTS",
         help="start from the weights released with the preset, or from a run, a folder, a file or hf-hub:owner/name; "
         "another number of classes gets a fresh head, another image size resampled position tables",
     )  # fmt: skip
@@ -143,7 +143,7 @@ def _add_fine_tuning(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--head-learning-rate", type=float, metavar="X", help="the head's own (default: as the others)")
     group.add_argument(
         "--teacher",
-        type=_parse_place,
+        type=parse_place,
         metavar="RUN|PRESET",
         help="learn from this model too (DeiT); a model with two heads by its second",
     )
@@ -204,7 +204,7 @@ def parse_folder(text: str) -> str:
     return str(Path(text).resolve())
 
 
-def _parse_place(text: str) -> str:
+def parse_place(text: str) -> str:
     """A path that exists, whatever the current folder is later; anything else is a name."""
     return str(Path(text).resolve()) if Path(text).exists() else text
 
@@ -251,7 +251,8 @@ def _parse_span(text: str) -> tuple[int, int]:
     return int(first), int(last)
 
 
-def _parse_size(text: str) -> Size:
+def parse_size(text: str) -> Size:
+    """N, or HEIGHTxWIDTH."""
     try:
         numbers = [int(part) for part in text.replace("x", ",").split(",")]
     except ValueError:
