@@ -35,9 +35,9 @@ class Architecture:
     - `model`: the model's class, or a function, called as `model(config, key=key)`.
     - `config`: a subclass of `ImageModelConfig`, or of another architecture's config; that of this architecture alone.
     - `presets`: configs by name; `weights`: where released weights of some of them are.
-    - `checkpoints`: an `eqx_vit.weights.Checkpoints`, for `load_state_dict` and `to_state_dict`; or where it is, as
-      "module:attribute": those of all architectures would more than double the time that an import takes. There it may
-      be a function of the config that gives them.
+    - `checkpoints`: an `eqx_vit.weights.checkpoints.Checkpoints`, for `load_state_dict` and `to_state_dict`; or where
+      it is, as "module:attribute": those of all architectures would more than double the time that an import takes.
+      There it may be a function of the config that gives them.
     """
 
     name: str
