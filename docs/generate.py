@@ -161,17 +161,19 @@ def _presets(row: Architecture) -> str:
                 f"`{name}`",
                 f"{counts[name]:,}",
                 f"{size[0]}" if size[0] == size[1] else f"{size[0]} x {size[1]}",
-                f"{where} ({source.license})" if source else "-",
+                where or "-",
                 f"{reported[0]:.1f}" if reported else "-",
             ]
         )
     sources = sorted({reported[1] for name in row.presets if (reported := find_reported(name))})
+    licenses = sorted({source.license for source in row.weights.values()})
+    terms = f"License of the released weights: {', '.join(licenses)}. " if licenses else ""
     note = (
         f"Top-1: percent on ImageNet-1k of the released weights, as stated in {'; '.join(sources)}.\n"
         if sources
         else ""
     )
-    return _table(["preset", "parameters", "pixels a side", "released weights", "top-1"], rows) + "\n" + note
+    return _table(["preset", "parameters", "pixels", "released weights", "top-1"], rows) + "\n" + terms + note
 
 
 FIELD = re.compile(r"^    (\w+): ([^=#]+?)(?: = ([^#]+?))?\s*(?:#\s*(.*))?$", flags=re.MULTILINE)
