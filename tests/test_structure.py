@@ -35,6 +35,7 @@ ORDER = [
     "serialization",
     "functional",
     "counting",
+    "latency",
     "weights",
     "testing",
     "flax",

@@ -18,6 +18,7 @@ from eqx_vit.inputs import has_mode, image_size_of
 from eqx_vit.inspection.naming import map_modules, named_modules, with_fields
 from eqx_vit.layers import Stack, check_key
 from eqx_vit.layers.config import Size, no_type_check, pair
+from eqx_vit.layers.unstacked import has_unstacked, restack, unstack
 from eqx_vit.model import ImageModel
 from eqx_vit.parameters import cast
 from eqx_vit.registry import AnyModel
@@ -58,6 +59,8 @@ def replace(
     check_argument("replace", "path", path, str)
     check_argument("replace", "make", make, Callable)
     check_key(key)
+    if has_unstacked(model):
+        return unstack(replace(restack(model), path, make, key=key, state=state, image_size=image_size))
     modules = dict(named_modules(model))
     if path not in modules:
         near = difflib.get_close_matches(path, modules, n=3, cutoff=0.4) or list(modules)[:1]

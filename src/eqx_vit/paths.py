@@ -1,7 +1,8 @@
 """A model and its state as one flat dict of named arrays: what files, name maps and the Flax API work with.
 
 A name is the path of attributes with dots, `blocks.block.attention.qkv.weight`; an array of a `Stack` carries the
-depth as its first axis. BatchNorm's statistics appear as `<path of the BatchNorm>.running_mean` and `.running_var`.
+depth as its first axis, also where the stack is taken apart (`eqx_vit.unstacked`). BatchNorm's statistics appear as
+`<path of the BatchNorm>.running_mean` and `.running_var`.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from eqx_vit.layers.batch_norm import BatchNorm, set_statistics
+from eqx_vit.layers.unstacked import on_stacked, restack
 
 # An array, of JAX or (after `jax.device_get`) of NumPy, or the shape that stands for one under `eqx.filter_eval_shape`.
 Leaf = Array | np.ndarray | jax.ShapeDtypeStruct
@@ -29,7 +31,7 @@ def path_name(path: jax.tree_util.KeyPath) -> str:
 
 def named_leaves(model: PyTree) -> dict[str, Leaf]:
     """Each array of the model under its name; no BatchNorm statistics."""
-    arrays = eqx.filter(model, is_array)
+    arrays = eqx.filter(restack(model), is_array)
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)}
 
 
@@ -58,7 +60,11 @@ def with_named_leaves(model: PyTree, leaves: Mapping[str, Array]) -> PyTree:
     unknown = sorted(set(leaves) - set(named_leaves(model)))
     if unknown:
         raise KeyError(f"no array of the model is called {', '.join(unknown)}")
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaves.get(path_name(path), leaf), model)
+
+    def assign(stacked: PyTree) -> PyTree:
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: leaves.get(path_name(path), leaf), stacked)
+
+    return on_stacked(assign, model)
 
 
 def with_named_statistics(model: PyTree, state: eqx.nn.State, statistics: Mapping[str, Array]) -> eqx.nn.State:
@@ -72,5 +78,5 @@ def with_named_statistics(model: PyTree, state: eqx.nn.State, statistics: Mappin
 
 def batch_norms(model: PyTree) -> list[tuple[str, BatchNorm]]:
     """Each BatchNorm of the model with its name."""
-    nodes = jax.tree_util.tree_leaves_with_path(model, is_leaf=lambda node: isinstance(node, BatchNorm))
+    nodes = jax.tree_util.tree_leaves_with_path(restack(model), is_leaf=lambda node: isinstance(node, BatchNorm))
     return [(path_name(path), node) for path, node in nodes if isinstance(node, BatchNorm)]

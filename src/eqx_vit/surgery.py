@@ -14,6 +14,7 @@ from eqx_vit.create import initialise, make_skeleton
 from eqx_vit.inputs import has_mode
 from eqx_vit.layers import check_key
 from eqx_vit.layers.config import Size, list_some, no_type_check, shorten
+from eqx_vit.layers.unstacked import on_stacked
 from eqx_vit.model import ImageModel, replace_fields
 from eqx_vit.parameters import cast, trainable
 from eqx_vit.paths import Leaf, named_leaves, named_statistics, path_name
@@ -83,13 +84,16 @@ def resize(model: Model, image_size: Size) -> Model:
             f"this {type(model).__name__} cannot be resized: it has not the position tables that its config makes, but "
             f"{list_some(exchanged)}; resize the original model, and exchange its parts afterwards"
         )
-    return rebuild(model, *model.resize_spec(size))
+    return on_stacked(lambda model: rebuild(model, *model.resize_spec(size)), model)
 
 
 def rebuild(model: Model, config: AnyConfig, changed: Mapping[str, Array]) -> Model:
     """The model with another config and some arrays, given by name, in place of its own."""
-    model = jax.tree_util.tree_map_with_path(lambda path, leaf: changed.get(path_name(path), leaf), model)
-    return replace_fields(model, config=config)
+
+    def change(stacked: Model) -> Model:
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: changed.get(path_name(path), leaf), stacked)
+
+    return replace_fields(on_stacked(change, model), config=config)
 
 
 def find_exchanged_arrays(model: AnyModel, state: State, *, allow_missing: bool = False) -> list[str]:

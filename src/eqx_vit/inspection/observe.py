@@ -15,6 +15,7 @@ from eqx_vit.inputs import image_size_of, parameter_dtype
 from eqx_vit.inspection.lifting import Leaves, Mark, lift_marks
 from eqx_vit.inspection.naming import gather_asked, mark_modules, match_names, named_modules
 from eqx_vit.layers.config import Size, no_type_check, pair
+from eqx_vit.layers.unstacked import restack
 from eqx_vit.model import ImageModel
 from eqx_vit.registry import AnyModel
 
@@ -72,7 +73,7 @@ def observable(
     check_argument("observable", "image_size", image_size, Size | None)
     height, width = image_size_of(model.config) if image_size is None else pair(image_size)
     image = jax.ShapeDtypeStruct((height, width, model.config.channels), parameter_dtype(model))
-    return _list_names(model, make_skeleton(model.config)[1] if state is None else state, image)
+    return _list_names(restack(model), make_skeleton(model.config)[1] if state is None else state, image)
 
 
 # Jitted here, so that a call that is repeated is traced once.
@@ -86,6 +87,7 @@ def _observe(
     key: PRNGKeyArray | None,
     perturbations: dict[str, PyTree[Array]],
 ) -> tuple[Float[Array, "batch classes"], Seen]:
+    model = restack(model)  # names and shapes are those of the stacks
     matches = match_names((*names, *perturbations), [name for name, _ in named_modules(model)])
     marked = mark_modules(model, gather_asked(name for found in matches.values() for name in found))
 

@@ -67,6 +67,7 @@ from eqx_vit.layers.posemb import (
 from eqx_vit.layers.remat import remat_except_saved as remat_except_saved, save_for_backward as save_for_backward
 from eqx_vit.layers.rotary import Rotation as Rotation, rotary_2d as rotary_2d, rotate as rotate
 from eqx_vit.layers.stack import PeriodicStack as PeriodicStack, Stack as Stack
+from eqx_vit.layers.unstacked import Unstacked as Unstacked
 from eqx_vit.layers.window import (
     from_windows as from_windows,
     relative_position_index as relative_position_index,

@@ -83,7 +83,7 @@ class Stack(eqx.Module, Generic[Block]):
 
     def state_at(self, state: eqx.nn.State, index: int) -> eqx.nn.State:
         """The state of block `index` alone, to call `stack[index]` with."""
-        return _slice(self._own(state.substate(self.block)), range(self.depth)[index])
+        return _slice(take_own(self.places, state.substate(self.block)), range(self.depth)[index])
 
     # Jitted here: the body of a scan is a new closure at each call, and would compile at each eager one.
     @eqx.filter_jit
@@ -95,7 +95,7 @@ class Stack(eqx.Module, Generic[Block]):
             arrays, own, key = per_block
             return keep_whole(eqx.combine(gather(arrays), static)(x, *shared, *own, key=key)), None
 
-        per_block = (arrays, self._own(xs), stack_or_none(key, self.depth))
+        per_block = (arrays, take_own(self.places, xs), stack_or_none(key, self.depth))
         x, _ = jax.lax.scan(
             self._rematted(step), _vary_alike(x, shared), per_block, length=self.depth, unroll=self.unroll
         )
@@ -119,11 +119,22 @@ class Stack(eqx.Module, Generic[Block]):
             return keep_whole(x), state
 
         whole = state.substate(self.block)
-        per_block = (arrays, self._own(whole), self._own(xs), stack_or_none(key, self.depth))
+        per_block = (
+            arrays, take_own(self.places, whole), take_own(self.places, xs), stack_or_none(key, self.depth)
+        )  # fmt: skip
         x, own = jax.lax.scan(
             self._rematted(step), _vary_alike(x, shared), per_block, length=self.depth, unroll=self.unroll
         )
-        return x, state.update(jax.tree.map(self._put, whole, own))
+        return x, state.update(put_own(self.places, whole, own))
+
+    def side_by_side(self, x: PyTree, *shared: Any, key: PRNGKeyArray | None = None) -> PyTree:
+        """What each block makes of the same `x`, with a leading depth axis."""
+        arrays, static = self._partition()
+
+        def run(arrays: PyTree, key: PRNGKeyArray | None) -> PyTree:
+            return eqx.combine(arrays, static)(x, *shared, key=key)
+
+        return jax.vmap(run)(arrays, stack_or_none(key, self.depth))
 
     def _partition(self) -> tuple[PyTree, PyTree]:
         """The arrays of the blocks, and the rest."""
@@ -137,31 +148,36 @@ class Stack(eqx.Module, Generic[Block]):
             )
         return arrays, static
 
-    def _own(self, tree: PyTree) -> PyTree:
-        """What is of this stack's blocks, in arrays of its depth or of that of the whole one that it was cut from."""
-        return jax.tree.map(lambda leaf: leaf if (rows := self._rows_in(leaf)) is None else leaf[rows], tree)
-
-    def _put(self, whole: Array, own: Array) -> Array:
-        """The array with what is of this stack's blocks replaced."""
-        return own if (rows := self._rows_in(whole)) is None else whole.at[rows].set(own)
-
-    def _rows_in(self, leaf: Array) -> slice | np.ndarray | None:
-        """Where this stack's blocks are in an array; None where it has no others."""
-        depth, places = leaf.shape[0], self.places
-        if max(places, default=-1) < depth and places != range(depth):
-            return slice(places.start, places.stop, places.step) if places.step > 0 else np.array(places)
-        if depth != self.depth:
-            raise ValueError(
-                f"this Stack has {self.depth} blocks, and what comes with them from the model (drop rates by depth, "
-                f"BatchNorm statistics) is for {depth}: a longer stack needs a model made for that depth"
-            )
-        return None
-
     def _rematted(self, step: Callable[..., Result]) -> Callable[..., Result]:
         if self.remat:
             return eqx.filter_checkpoint(step)
         # Only a loop copies what it keeps.
         return remat_except_saved(step) if self.unroll < self.depth else step
+
+
+def take_own(places: range, tree: PyTree) -> PyTree:
+    """What is of the blocks at these places, in arrays of their number or of that of the whole stack."""
+    return jax.tree.map(lambda leaf: leaf if (rows := _rows_in(places, leaf)) is None else leaf[rows], tree)
+
+
+def put_own(places: range, whole: PyTree, own: PyTree) -> PyTree:
+    """`whole`, with what is of the blocks at these places replaced."""
+    return jax.tree.map(
+        lambda leaf, new: new if (rows := _rows_in(places, leaf)) is None else leaf.at[rows].set(new), whole, own
+    )
+
+
+def _rows_in(places: range, leaf: Array) -> slice | np.ndarray | None:
+    """Where the blocks of a stack are in an array; None where it has no others."""
+    depth = leaf.shape[0]
+    if max(places, default=-1) < depth and places != range(depth):
+        return slice(places.start, places.stop, places.step) if places.step > 0 else np.array(places)
+    if depth != len(places):
+        raise ValueError(
+            f"this Stack has {len(places)} blocks, and what comes with them from the model (drop rates by depth, "
+            f"BatchNorm statistics) is for {depth}: a longer stack needs a model made for that depth"
+        )
+    return None
 
 
 def _vary_alike(x: PyTree, shared: PyTree) -> PyTree:

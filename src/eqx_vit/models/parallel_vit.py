@@ -47,7 +47,6 @@ from eqx_vit.layers import (
     pool_tokens,
     resize_table,
     split_or_none,
-    stack_or_none,
 )
 from eqx_vit.layers.config import Size, check, check_heads, no_type_check, pair
 from eqx_vit.layers.init import truncated_normal
@@ -216,24 +215,10 @@ class Block(eqx.Module):
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "tokens dim"]:
         attentions_key, mlps_key = split_or_none(key)
-        tokens = add_branch(tokens, sum_over_blocks(self.attentions, tokens, drop_scale, key=attentions_key))
-        return add_branch(tokens, sum_over_blocks(self.mlps, tokens, drop_scale, key=mlps_key))
-
-
-def sum_over_blocks(
-    branches: Stack[Branch[Layer]],
-    tokens: Float[Array, "tokens dim"],
-    drop_scale: float | Float[Array, ""] = 1.0,
-    *,
-    key: PRNGKeyArray | None = None,
-) -> Float[Array, "tokens dim"]:
-    """The sum of what all branches of a stack make of the same tokens, each with a key of its own."""
-    arrays, static = eqx.partition(branches.block, eqx.is_array)
-
-    def run(arrays: Branch[Layer], key: PRNGKeyArray | None) -> Float[Array, "tokens dim"]:
-        return eqx.combine(arrays, static)(tokens, drop_scale, key=key)
-
-    return jnp.sum(jax.vmap(run)(arrays, stack_or_none(key, len(branches))), axis=0)
+        tokens = add_branch(
+            tokens, jnp.sum(self.attentions.side_by_side(tokens, drop_scale, key=attentions_key), axis=0)
+        )
+        return add_branch(tokens, jnp.sum(self.mlps.side_by_side(tokens, drop_scale, key=mlps_key), axis=0))
 
 
 class Encoder(eqx.Module):
