@@ -1,5 +1,6 @@
 """Models for low latency: the same numbers, names and files."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from tiny import TINY, slow_but_for, tiny_size
 
 import eqx_vit
+from eqx_vit import latency
 from eqx_vit.layers import Stack, Unstacked
 from eqx_vit.paths import named_leaves
 
@@ -106,8 +108,42 @@ def test_it_can_be_changed() -> None:
         assert eqx.tree_equal(eqx_vit.stacked(changed), change(model))
 
 
-def test_what_is_no_model_is_refused() -> None:
-    with pytest.raises(ValueError, match="unstacked: model must be"):
-        eqx_vit.unstacked({"weight": jnp.zeros(3)})
+@pytest.mark.parametrize("name", ["vit", "levit"])
+def test_compiled_gives_the_logits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where most weights are arguments, which the tiny models' are too small to be."""
+    model, state = eqx_vit.create(TINY[name], key=KEY)
+    images = images_for(name)
+    expected, _ = eqx_vit.forward(eqx.nn.inference_mode(model), state, images)
+    for limit in (latency.MOST_FOLDED, 100):
+        monkeypatch.setattr(latency, "MOST_FOLDED", limit)
+        run = eqx_vit.compiled(model, state, len(images))
+        np.testing.assert_allclose(run(images), expected, atol=2e-5)
+        np.testing.assert_allclose(run(np.asarray(images, dtype=np.float64)), expected, atol=2e-5)
+
+
+def test_compiled_is_read_back() -> None:
+    model, state = eqx_vit.create(TINY["vit"], key=KEY)
+    run = eqx_vit.compiled(model, state)
+    again = eqx_vit.compiled(model, state, serialized=run.serialize())
+    np.testing.assert_array_equal(again(images_for("vit")[:1]), run(images_for("vit")[:1]))
+    with pytest.raises(ValueError, match="serialised for another model, batch"):
+        eqx_vit.compiled(model, state, batch=2, serialized=run.serialize())
+
+
+def test_what_it_was_not_compiled_for_is_refused() -> None:
+    model, state = eqx_vit.create(TINY["vit"], key=KEY)
+    run = eqx_vit.compiled(model, state)
+    with pytest.raises(ValueError, match=r"images of shape \(1, .*given shape \(2, "):
+        run(images_for("vit"))
+    with pytest.raises(ValueError, match="must be floats"):
+        run(np.zeros(run.shape, dtype=np.uint8))
+    with pytest.raises(ValueError, match="batch must be a number"):
+        eqx_vit.compiled(model, state, batch=0)
+    with pytest.raises(ValueError, match="takes images of"):
+        eqx_vit.compiled(model, state, image_size=5)
+
+
+@pytest.mark.parametrize("function", [eqx_vit.unstacked, eqx_vit.stacked])
+def test_what_is_no_model_is_refused(function: Callable[[Any], Any]) -> None:
     with pytest.raises(ValueError, match="stacked: model must be"):
-        eqx_vit.stacked(None)
+        function({"weight": jnp.zeros(3)})

@@ -32,7 +32,7 @@ from eqx_vit.inspection import (
     observe as observe,
     resize_maps as resize_maps,
 )
-from eqx_vit.latency import stacked as stacked, unstacked as unstacked
+from eqx_vit.latency import compiled as compiled, stacked as stacked, unstacked as unstacked
 from eqx_vit.model import (
     ImageModel as ImageModel,
     ImageModelConfig as ImageModelConfig,

@@ -78,5 +78,10 @@ def with_named_statistics(model: PyTree, state: eqx.nn.State, statistics: Mappin
 
 def batch_norms(model: PyTree) -> list[tuple[str, BatchNorm]]:
     """Each BatchNorm of the model with its name."""
-    nodes = jax.tree_util.tree_leaves_with_path(restack(model), is_leaf=lambda node: isinstance(node, BatchNorm))
-    return [(path_name(path), node) for path, node in nodes if isinstance(node, BatchNorm)]
+    norms = restack(jax.tree.map(lambda node: node if _is_batch_norm(node) else None, model, is_leaf=_is_batch_norm))
+    nodes = jax.tree_util.tree_leaves_with_path(norms, is_leaf=_is_batch_norm)
+    return [(path_name(path), node) for path, node in nodes]
+
+
+def _is_batch_norm(node: object) -> bool:
+    return isinstance(node, BatchNorm)
