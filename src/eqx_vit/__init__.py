@@ -98,8 +98,8 @@ from eqx_vit.registry import (
 )
 from eqx_vit.serialization import load as load, save as save
 from eqx_vit.sharding import (
-    make_mesh as make_mesh,
     local_places as local_places,
+    make_mesh as make_mesh,
     parameter_shardings as parameter_shardings,
     shard as shard,
     shard_batch as shard_batch,
