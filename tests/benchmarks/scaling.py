@@ -24,8 +24,9 @@ from typing import NamedTuple
 PRESETS = ("vit_base_patch16_224", "vit_large_patch16_224", "vit_giant_patch14_224", "twins_svt_large")
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 WIDTHS = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
-# Published for one H100 SXM: dense bfloat16, NVLink a direction, one 400 Gb/s adapter each to other machines.
-PEAK_FLOPS, NVLINK, NETWORK = 989e12, 450e9, 50e9
+# Published for an H100 SXM: dense bfloat16, NVLink a direction; and for a machine of eight, a 400 Gb/s adapter for each,
+# over all of which the rings of a collective spread that spans whole machines.
+PEAK_FLOPS, NVLINK, NETWORK = 989e12, 450e9, 8 * 50e9
 HEADINGS = (
     "preset", "devices", "mesh", "batch a device", "state, GiB", "temporary, GiB", "TFLOP", *COLLECTIVES[:3], "other",
     "compute, ms", "links, ms",
