@@ -169,7 +169,11 @@ def _leave_out_bias(config: ViTConfig, given: Arrays) -> dict[str, np.ndarray]:
     arrays = dict(given)
     bias = arrays.pop(_PROJECTION_BIAS, np.zeros(1))
     check(not np.any(bias), "transformers' CLIP has a projection without a bias: that of this model's head must be 0")
-    return arrays
+    if _PROJECTION not in arrays:
+        return arrays
+    # Beside its projection the tower is a part.
+    tower = {f"vision_model.{name}": array for name, array in arrays.items() if name != _PROJECTION}
+    return {**tower, _PROJECTION: arrays[_PROJECTION]}
 
 
 # Queries, keys and values of the pool, which are one array as `torch.nn.MultiheadAttention` has it.
