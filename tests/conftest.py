@@ -1,6 +1,7 @@
 """The settings of every test: strict dtype and rank promotion, exact float32 matrix products, a quiet Hypothesis."""
 
 import gc
+import os
 from pathlib import Path
 
 import jax
@@ -8,6 +9,9 @@ import pytest
 from hypothesis import settings
 from tiny import TINY
 
+# No test finds, or leaves, what was compiled elsewhere; nor does a command that one starts.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+jax.config.update("jax_enable_compilation_cache", False)
 jax.config.update("jax_num_cpu_devices", 8)  # so that a batch can be sharded
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -28,7 +28,7 @@ from eqx_vit.files import read_arrays, write_arrays
 from eqx_vit.functional import to_dicts
 from eqx_vit.paths import named_statistics
 from eqx_vit.registry import AnyModel
-from eqx_vit.train import inference, loop, predictor
+from eqx_vit.train import loop, predict, predictor
 from eqx_vit.train.batches import EvaluationExamples, draw_batches
 from eqx_vit.train.checkpoint import METADATA
 from eqx_vit.train.inference import evaluate
@@ -428,14 +428,14 @@ def test_a_preset_predicts_with_its_own_preprocessing(tmp_path: Path, monkeypatc
     Image.fromarray(pixels).save(tmp_path / "image.png")
     Image.fromarray(255 - pixels).save(tmp_path / "negative.png")
     loaded = predictor.load_predictor(Path("vit_tiny_patch16_224"), "best")
-    (one,) = inference.predict_files(loaded, [tmp_path / "image.png"], invert=False)
-    (two,) = inference.predict_files(loaded, [tmp_path / "negative.png"], invert=True)
+    (one,) = predict.predict_files(loaded, [tmp_path / "image.png"], invert=False)
+    (two,) = predict.predict_files(loaded, [tmp_path / "negative.png"], invert=True)
     assert one.path == tmp_path / "image.png"
     assert one.ranking == two.ranking
     assert len(one.ranking) == 1000
     assert sum(probability for _, probability in one.ranking) == pytest.approx(1, abs=1e-4)
     with pytest.raises(ValueError, match=r"no file .*a\.png; there is no file .*b\.png"):
-        inference.predict_files(loaded, [tmp_path / "a.png", tmp_path / "b.png"], invert=False)
+        predict.predict_files(loaded, [tmp_path / "a.png", tmp_path / "b.png"], invert=False)
 
 
 def test_the_learning_rate_warms_up_and_falls() -> None:

@@ -25,14 +25,14 @@ from eqx_vit import MODELS
 from eqx_vit.cli import main as command_line
 from eqx_vit.counting import multiply_adds
 from eqx_vit.create import make_skeleton
-from eqx_vit.files import read_arrays, write_arrays
+from eqx_vit.files import cache_folder, read_arrays, write_arrays
 from eqx_vit.layers import resize_grid, resize_grid_corners
 from eqx_vit.paths import named_leaves, named_statistics
 from eqx_vit.registry import find_preset
 from eqx_vit.weights import export, load_state_dict, preprocessing, read_weights, to_state_dict
 from eqx_vit.weights.checkpoints import find_checkpoints
 from eqx_vit.weights.convert import convert, main, weights_in
-from eqx_vit.weights.hub import fetch, url_cache
+from eqx_vit.weights.hub import fetch
 from eqx_vit.weights.names import canonical_name, find_renames, name_map
 
 KEY = jax.random.key(0)
@@ -919,7 +919,7 @@ def test_urls_are_downloaded_once(tmp_path: Path, offline_cache: Path, monkeypat
         fetch(url, "weights.npz")
     with pytest.raises(FileNotFoundError, match="a web page, perhaps one that wants"):
         fetch(url, "weights.npz")
-    assert not [path for path in url_cache().rglob("*") if path.is_file()]
+    assert not [path for path in cache_folder().rglob("*") if path.is_file()]
     path = fetch(url, "weights.npz", sha256=hashlib.sha256(b"abcd").hexdigest())
     assert path.read_bytes() == b"abcd"
     assert fetch(url, "weights.npz") == path

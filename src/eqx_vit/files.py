@@ -132,6 +132,11 @@ def is_finite(array: np.ndarray) -> bool:
     return bool(np.isfinite(array).all())
 
 
+def cache_folder() -> Path:
+    """The user's folder of what can be made or downloaded again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eqx_vit"
+
+
 def check_regular_file(path: Path) -> None:
     """Raise `FileNotFoundError` for a path to nothing, `ValueError` for one to a folder, a pipe, a device.
 

@@ -121,14 +121,17 @@ def compiled(
     size = image_size_of(model.config) if image_size is None else pair(image_size)
     model.config.check_image_size(*size)
     shape, dtype = (batch, *size, model.config.channels), parameter_dtype(model)
-    leaves, structure = jax.tree.flatten((unstack(eqx.nn.inference_mode(model)), state))
     on_cpu = jax.default_backend() == "cpu"
+    model = eqx.nn.inference_mode(model)
+    if on_cpu:  # NumPy's views, in place of a compilation for each kind of slice
+        model = jax.tree.map(lambda leaf: np.asarray(leaf) if eqx.is_array(leaf) else leaf, model)
+    leaves, structure = jax.tree.flatten((unstack(model), state))
     weights = [leaf for leaf in leaves if _is_weight(leaf, on_cpu)]
-    turned = [_turn(weight) if on_cpu else weight for weight in weights]
+    turned = [jax.device_put(np.ascontiguousarray(_turn(weight))) if on_cpu else weight for weight in weights]
 
     def run(turned: Sequence[Array], images: Array) -> Array:
         given = iter([_turn(weight) if on_cpu else weight for weight in turned])
-        whole = [next(given) if _is_weight(leaf, on_cpu) else leaf for leaf in leaves]
+        whole = [next(given) if _is_weight(leaf, on_cpu) else _as_jax(leaf) for leaf in leaves]
         return forward(*jax.tree.unflatten(structure, whole), images)[0]
 
     digest = _digest(model, leaves, shape, on_cpu)
@@ -142,10 +145,21 @@ def compiled(
 @no_type_check
 def _is_weight(leaf: object, on_cpu: bool) -> bool:
     """Whether it is an argument of the program: every array is, but for those that a program for a CPU has inside."""
-    return eqx.is_array(leaf) and not (on_cpu and leaf.size <= MOST_FOLDED)
+    return _is_any_array(leaf) and not (on_cpu and leaf.size <= MOST_FOLDED)
 
 
-def _turn(weight: Array) -> Array:
+@no_type_check
+def _is_any_array(leaf: object) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray)
+
+
+@no_type_check
+def _as_jax(leaf: object) -> object:
+    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
+
+
+@no_type_check
+def _turn(weight: Array | np.ndarray) -> Array | np.ndarray:
     """A matrix as (in, out), by which XLA's CPU backend multiplies faster than by (out, in), and back."""
     return weight.T if weight.ndim == 2 else weight
 
@@ -153,7 +167,7 @@ def _turn(weight: Array) -> Array:
 @no_type_check
 def _digest(model: AnyModel, leaves: Sequence[object], shape: tuple[int, ...], on_cpu: bool) -> str:
     """Of all that an executable depends on."""
-    folded = {str(at): leaf for at, leaf in enumerate(leaves) if eqx.is_array(leaf) and not _is_weight(leaf, on_cpu)}
+    folded = {str(at): leaf for at, leaf in enumerate(leaves) if _is_any_array(leaf) and not _is_weight(leaf, on_cpu)}
     arguments = [f"{leaf.shape} {leaf.dtype}" for leaf in leaves if _is_weight(leaf, on_cpu)]
     device = jax.devices()[0]
     versions = [jax.__version__, platform.machine(), device.platform, device.device_kind]

@@ -5,6 +5,7 @@ depth as its first axis, also where the stack is taken apart (`eqx_vit.unstacked
 `<path of the BatchNorm>.running_mean` and `.running_var`.
 """
 
+import functools
 from collections.abc import Mapping
 
 import equinox as eqx
@@ -13,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from eqx_vit.layers.batch_norm import BatchNorm, set_statistics
-from eqx_vit.layers.unstacked import on_stacked, restack
+from eqx_vit.layers.unstacked import has_unstacked, on_stacked, restack
 
 # An array, of JAX or (after `jax.device_get`) of NumPy, or the shape that stands for one under `eqx.filter_eval_shape`.
 Leaf = Array | np.ndarray | jax.ShapeDtypeStruct
@@ -78,9 +79,11 @@ def with_named_statistics(model: PyTree, state: eqx.nn.State, statistics: Mappin
 
 def batch_norms(model: PyTree) -> list[tuple[str, BatchNorm]]:
     """Each BatchNorm of the model with its name."""
-    norms = restack(jax.tree.map(lambda node: node if _is_batch_norm(node) else None, model, is_leaf=_is_batch_norm))
-    nodes = jax.tree_util.tree_leaves_with_path(norms, is_leaf=_is_batch_norm)
-    return [(path_name(path), node) for path, node in nodes]
+    if has_unstacked(model):  # nothing but the norms is put together again
+        keep = functools.partial(jax.tree.map, lambda node: node if _is_batch_norm(node) else None)
+        model = restack(keep(model, is_leaf=_is_batch_norm))
+    nodes = jax.tree_util.tree_leaves_with_path(model, is_leaf=_is_batch_norm)
+    return [(path_name(path), node) for path, node in nodes if _is_batch_norm(node)]
 
 
 def _is_batch_norm(node: object) -> bool:

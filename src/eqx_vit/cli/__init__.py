@@ -5,10 +5,12 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import jax
 
 from eqx_vit.cli.arguments import join_lines, make_parser
+from eqx_vit.cli.cache import keep_compiled
 from eqx_vit.cli.imports import import_by_name
 from eqx_vit.train.processes import LOST, describe_error, join, leave, means_lost
 
@@ -27,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_device()
         for name in options.imports:
             import_by_name(name)
-        code = options.command(options)
+        with keep_compiled() if getattr(options, "cache", False) else nullcontext():
+            code = options.command(options)
         sys.stdout.flush()  # here, where a closed pipe is understood
         return code
     except KeyboardInterrupt:

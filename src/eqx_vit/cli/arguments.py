@@ -162,6 +162,11 @@ def make_parser() -> Parser:
     )
     command.set_defaults(command=commands.models)
     command.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="such as 'levit*' (default: all)")
+    for name in ("train", "evaluate", "predict", "look"):
+        subparsers.choices[name].add_argument(
+            "--no-cache", dest="cache", action="store_false",
+            help="compile anew; else what was compiled is kept in the user's cache folder, at most 1 GiB",
+        )  # fmt: skip
     for command in subparsers.choices.values():
         command.add_argument(
             "--import", dest="imports", action="append", default=[], metavar="FILE|MODULE",

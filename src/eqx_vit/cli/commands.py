@@ -231,7 +231,7 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def predict(options: argparse.Namespace) -> int:
     """`eqx-vit predict RUN|MODEL IMAGE...`."""
-    from eqx_vit.train.inference import predict_files
+    from eqx_vit.train.predict import predict_files
     from eqx_vit.train.predictor import load_predictor
 
     predictor = load_predictor(options.run, options.checkpoint)

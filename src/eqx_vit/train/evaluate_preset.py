@@ -1,15 +1,13 @@
 """The accuracy of a preset's released weights on a labelled folder, measured as timm's validation does."""
 
-import functools
 import os
 from pathlib import Path
 
-import equinox as eqx
 import jax
 import numpy as np
 
 from eqx_vit.create import create
-from eqx_vit.forward import forward
+from eqx_vit.latency import compiled
 from eqx_vit.layers.config import check
 from eqx_vit.train.batches import EvaluationExamples
 from eqx_vit.train.file_images import FileImages
@@ -40,13 +38,15 @@ def evaluate_preset(name: str, folder: str, workers: int = 0) -> str:
     files = np.array([os.fsencode(path) for paths in listed for path in paths], dtype=np.bytes_)
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(paths) for paths in listed])
     model, state = create(name, pretrained=True, key=jax.random.key(0))
-    model = eqx.nn.inference_mode(model)
     images = FileImages(files, expected.image_size, len(expected.mean), expected.crop, expected)
-    run = eqx.filter_jit(lambda model, state, images: forward(model, state, images)[0][None].astype(np.float32))
-    classify = functools.partial(run, model, state)
+    logits = compiled(model, state, BATCH_SIZE, image_size=expected.image_size)
     with ProgressLog() as log:
         found = evaluate_all(
-            classify, EvaluationExamples(images, labels, np.arange(len(files))), BATCH_SIZE, workers, log.show_reading
+            lambda images: logits(images)[None].astype(np.float32),
+            EvaluationExamples(images, labels, np.arange(len(files))),
+            BATCH_SIZE,
+            workers,
+            log.show_reading,
         )[0]  # what is no image cannot be read, and does not count
     ranking = np.argsort(-found.probabilities, axis=1)[:, :5]
     top5 = (ranking == labels[found.indices][:, None]).any(axis=1).mean()

@@ -1,28 +1,24 @@
-"""The accuracy of a trained model, and predictions for image files: of a run, or of a preset's released weights."""
+"""The accuracy of a trained model."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
-from equinox.nn import State
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Int
 
-from eqx_vit.forward import forward
-from eqx_vit.functional import to_dicts
+from eqx_vit.latency import compiled
 from eqx_vit.layers.config import check
-from eqx_vit.registry import AnyModel
 from eqx_vit.train.batches import EvaluationExamples, Indices, read_batches
 from eqx_vit.train.image_folder import to_printable
-from eqx_vit.train.predictor import Predictor, load_run, read_pictures
+from eqx_vit.train.predict import softmax
+from eqx_vit.train.predictor import load_run, prepare_pixels
 from eqx_vit.train.progress import ProgressLog
 from eqx_vit.train.start import move_data, reload_data
-from eqx_vit.train.step import AnyArray, Arrays, EvalStep, make_eval_step
+from eqx_vit.train.step import AnyArray, Arrays, EvalStep
 
 BATCH_SIZE = 64
 MANY_IMAGES = 4096
@@ -38,13 +34,6 @@ class Evaluation(NamedTuple):
     accuracy: float
     probabilities: Float[np.ndarray, "images classes"]
     indices: Int[np.ndarray, " images"]
-
-
-class Prediction(NamedTuple):
-    """The (class, probability) pairs of an image file, the likeliest first."""
-
-    path: Path
-    ranking: list[tuple[str, float]]
 
 
 def evaluate(
@@ -118,7 +107,7 @@ def _classify(
             fill = [(0, batch_size - len(kept)), *[(0, 0)] * 3]
             images = np.pad(batch.images, fill, mode="edge") if len(kept) < batch_size else batch.images
             found.append(number * batch_size + np.flatnonzero(kept))
-            chunks.append(_softmax(np.asarray(classify(images))[:, : len(kept)][:, kept]))
+            chunks.append(softmax(np.asarray(classify(images))[:, : len(kept)][:, kept]))
             show(min((number + 1) * batch_size, len(examples)), len(examples))
     check(bool(chunks), "there are no images to evaluate")
     return np.concatenate(found), np.concatenate(chunks, axis=1)
@@ -135,11 +124,6 @@ def _judge(
     return Evaluation(float(loss), float((probabilities.argmax(axis=1) == labels).mean()), probabilities, indices)
 
 
-def _softmax(logits: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    exponentials = np.exp((logits - logits.max(axis=-1, keepdims=True)).astype(np.float64))
-    return (exponentials / exponentials.sum(axis=-1, keepdims=True)).astype(np.float32)
-
-
 def evaluate_run(folder: Path, checkpoint: str, split: str, data_folder: str | None, workers: int = 0) -> str:
     """A report on the model of a run: loss, accuracy, accuracy by class. `checkpoint` is best or last; `split` is
     train, validation or test; `data_folder` is where the data are now (None: where they were); `workers` as in
@@ -151,9 +135,13 @@ def evaluate_run(folder: Path, checkpoint: str, split: str, data_folder: str | N
     with ProgressLog() as log:
         data = reload_data(run if data_folder is None else move_data(run, data_folder), log)
     indices = {"train": data.train, "validation": data.validation, "test": data.test}[split]
-    step = make_eval_step(run.config, run.input_spec)
+    logits = compiled(model, state, BATCH_SIZE, image_size=run.input_spec.size)
     examples = EvaluationExamples(data.images, data.labels, indices)
-    result = evaluate(step, to_dicts(model, state), examples, BATCH_SIZE, workers)
+
+    def classify(images: np.ndarray) -> Array:
+        return logits(prepare_pixels(run.input_spec, jnp.asarray(images)))[None].astype(np.float32)
+
+    (result,) = evaluate_all(classify, examples, BATCH_SIZE, workers)
     labels = data.labels[result.indices]
     correct = result.probabilities.argmax(axis=1) == labels
     names = [to_printable(name) for name in data.classes]
@@ -167,30 +155,3 @@ def evaluate_run(folder: Path, checkpoint: str, split: str, data_folder: str | N
         share = f"{of_class.mean():7.2%}" if len(of_class) else f"{'-':>7}"
         lines.append(f"  {name:{width}}  {share}  ({of_class.sum()} of {len(of_class)})")
     return "\n".join(lines)
-
-
-def predict_files(predictor: Predictor, paths: Sequence[Path], invert: bool) -> list[Prediction]:
-    """The predictions for image files; `invert` swaps dark and bright.
-
-    **Raises:** `ValueError` that names every file that cannot be read.
-    """
-    pictures = read_pictures(predictor, paths, invert)
-    rows = [
-        np.asarray(_probabilities(predictor.model, predictor.state, jnp.asarray(picture.image)))[
-            : len(predictor.classes)
-        ]
-        for picture in pictures
-    ]
-    return [Prediction(path, rank(row, predictor.classes)) for path, row in zip(paths, rows, strict=True)]
-
-
-@eqx.filter_jit
-def _probabilities(
-    model: AnyModel, state: State, image: Float[Array, "height width channels"]
-) -> Float[Array, " classes"]:
-    return jax.nn.softmax(forward(model, state, image[None])[0][0])
-
-
-def rank(probabilities: Float[np.ndarray, " classes"], classes: Sequence[str]) -> list[tuple[str, float]]:
-    """The (class, probability) pairs, the likeliest first."""
-    return [(classes[int(index)], float(probabilities[index])) for index in np.argsort(-probabilities, kind="stable")]

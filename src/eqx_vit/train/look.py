@@ -20,8 +20,8 @@ from eqx_vit.inspection import (
 )
 from eqx_vit.layers.config import check, list_some
 from eqx_vit.train.image_folder import to_printable
-from eqx_vit.train.inference import rank
 from eqx_vit.train.look_plots import Panel, draw_features, draw_look
+from eqx_vit.train.predict import rank
 from eqx_vit.train.predictor import Picture, Predictor, read_pictures
 
 

@@ -90,13 +90,14 @@ def _load_run_predictor(folder: Path, checkpoint: str) -> Predictor:
     def read(path: Path, invert: bool) -> Picture:
         pixels = read_image(path, run.source_size, channels)
         pixels = 255 - pixels if invert else pixels
-        return Picture(path, pixels, np.asarray(_prepare(run.input_spec, jnp.asarray(pixels[None]))[0]))
+        return Picture(path, pixels, np.asarray(prepare_pixels(run.input_spec, jnp.asarray(pixels[None]))[0]))
 
     return Predictor(eqx.nn.inference_mode(model), state, run.classes, read)
 
 
 @eqx.filter_jit
-def _prepare(spec: InputSpec, images: UInt8[jax.Array, "batch rows columns colours"]) -> jax.Array:
+def prepare_pixels(spec: InputSpec, images: UInt8[jax.Array, "batch rows columns colours"]) -> jax.Array:
+    """Images of 0 to 255 as a run's model is given them."""
     return prepare_batch(images, spec, identity_affines(len(images)))
 
 

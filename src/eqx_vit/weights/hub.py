@@ -8,6 +8,7 @@ import urllib.request
 from pathlib import Path
 from types import ModuleType
 
+from eqx_vit.files import cache_folder
 from eqx_vit.weights.read import find_in_folder, read_index
 
 _HUB = "hf-hub:"
@@ -75,7 +76,7 @@ def _from_hub(name: str, file: str) -> Path:
 
 def _from_url(url: str, name: str, sha256: str | None) -> Path:
     """The file of a URL from our cache, which a download enters whole or not at all."""
-    path = url_cache() / hashlib.sha256(url.encode()).hexdigest()[:16] / name
+    path = cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:16] / name
     if path.exists():
         return path
     hub = _huggingface_hub()
@@ -104,11 +105,6 @@ def _from_url(url: str, name: str, sha256: str | None) -> Path:
         with contextlib.suppress(FileNotFoundError):
             unfinished.unlink()
     return path
-
-
-def url_cache() -> Path:
-    """The folder of what was downloaded from URLs."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eqx_vit"
 
 
 def _digest(path: Path) -> str:
