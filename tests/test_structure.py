@@ -37,6 +37,7 @@ ORDER = [
     "counting",
     "latency",
     "weights",
+    "export",
     "testing",
     "flax",
     "train",
@@ -108,11 +109,11 @@ ON_FIRST_USE = """
 import sys
 import eqx_vit
 
-late = {"flax", "testing", "weights"}
+late = {"export", "flax", "testing", "weights"}
 assert not {f"eqx_vit.{name}" for name in late} & set(sys.modules)
 assert late <= set(dir(eqx_vit))
 assert not hasattr(eqx_vit, "weightz")
-eqx_vit.flax.LeViT, eqx_vit.testing.shapes, eqx_vit.weights.load_state_dict
+eqx_vit.export.load, eqx_vit.flax.LeViT, eqx_vit.testing.shapes, eqx_vit.weights.load_state_dict
 """
 
 

@@ -107,9 +107,14 @@ from eqx_vit.sharding import (
 from eqx_vit.surgery import replace_head as replace_head, resize as resize
 
 if _typing.TYPE_CHECKING:  # where a `__getattr__` would stand for every misspelt name
-    from eqx_vit import flax as flax, testing as testing, weights as weights
+    from eqx_vit import export as export, flax as flax, testing as testing, weights as weights
 else:
-    _ON_FIRST_USE = ("flax", "testing", "weights")  # most programs need none of them, and importing them takes time
+    _ON_FIRST_USE = (
+        "export",
+        "flax",
+        "testing",
+        "weights",
+    )  # most programs need none of them, and importing them takes time
 
     def __getattr__(name: str) -> _ModuleType:
         if name in _ON_FIRST_USE:

@@ -5,7 +5,9 @@ import json
 import math
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -29,6 +31,25 @@ def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
         os.replace(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def fill_folder(path: Path) -> Iterator[Path]:
+    """Within it, a folder to write to, which appears at the path when all is done; after an error there is nothing.
+
+    **Raises:** `FileExistsError` where there is something at the path already.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} exists already: give another folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        os.rename(unfinished, path)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
         raise
 
 

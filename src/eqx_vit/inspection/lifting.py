@@ -6,7 +6,7 @@ interpreter of jaxprs). Those that hold a marked value inside are made anew, wit
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax
@@ -17,6 +17,7 @@ from eqx_vit.layers.config import no_type_check
 from eqx_vit.layers.marks import mark_p
 
 Leaves = tuple[Array, ...]
+Operand = TypeVar("Operand")
 Jaxpr: TypeAlias = Any  # what JAX calls them has changed from version to version
 
 
@@ -70,7 +71,7 @@ def _inner(eqn: Any) -> list[Jaxpr]:
     if eqn.primitive.name == "cond":
         branches = eqn.params["branches"]
         found = [list(find_marks(branch)) for branch in branches]
-        default = _default_branch(eqn)
+        default = find_default_branch(eqn)
         if default is not None:
             return [default]
         if any(other != found[0] for other in found):
@@ -84,7 +85,7 @@ def _inner(eqn: Any) -> list[Jaxpr]:
 
 
 @no_type_check
-def _default_branch(eqn: Any) -> Jaxpr | None:
+def find_default_branch(eqn: Any) -> Jaxpr | None:
     """The branch of `jax.lax.platform_dependent` for all other backends; None for an ordinary choice."""
     platforms = eqn.params.get("branches_platforms")
     return eqn.params["branches"][platforms.index(None)] if platforms and None in platforms else None
@@ -137,7 +138,7 @@ def _run_marked(eqn: Any, operands: list[Array], add: Sequence[Leaves | None]) -
             return again(operands, add)
         case "scan":
             return _run_scan(params, inner, operands, add)
-        case "cond" if _default_branch(eqn) is not None:
+        case "cond" if find_default_branch(eqn) is not None:
             # What exists for speed alone may cut a value in chunks: the plain formulation has it whole.
             return _run(inner, operands[1:], add)
         case "cond":
@@ -154,25 +155,30 @@ def _run_marked(eqn: Any, operands: list[Array], add: Sequence[Leaves | None]) -
 def _run_scan(
     params: dict[str, Any], body: Jaxpr, operands: list[Array], add: Sequence[Leaves | None]
 ) -> tuple[list[Array], list[Leaves]]:
-    if "ft_in" in params:  # JAX 0.11 and later
-        consts_count, carry_count = (len(part) for part in params["ft_in"].unpack()[:2])
-    else:
-        consts_count, carry_count = params["num_consts"], params["num_carry"]
-    consts, carry, xs = (
-        operands[:consts_count],
-        operands[consts_count : consts_count + carry_count],
-        operands[consts_count + carry_count :],
-    )
+    consts, carry, xs = split_scan_operands(params, operands)
 
     def step(carry: list[Array], per_step: PyTree) -> tuple[list[Array], PyTree]:
         xs, add = per_step
         results, values = _run(body, [*consts, *carry, *xs], add)
-        return results[:carry_count], (results[carry_count:], values)
+        return results[: len(carry)], (results[len(carry) :], values)
 
     carry, (ys, values) = jax.lax.scan(
         step, carry, (xs, add), length=params["length"], reverse=params["reverse"], unroll=params["unroll"]
     )
     return [*carry, *ys], values
+
+
+@no_type_check
+def split_scan_operands(
+    params: dict[str, Any], operands: list[Operand]
+) -> tuple[list[Operand], list[Operand], list[Operand]]:
+    """What each step of a scan is given whole, what it hands on to the next, and what is cut into steps."""
+    if "ft_in" in params:  # JAX 0.11 and later
+        consts_count, carry_count = (len(part) for part in params["ft_in"].unpack()[:2])
+    else:
+        consts_count, carry_count = params["num_consts"], params["num_carry"]
+    end = consts_count + carry_count
+    return operands[:consts_count], operands[consts_count:end], operands[end:]
 
 
 @no_type_check

@@ -18,6 +18,7 @@ BATCH_AXES = ("data", "fsdp")
 SMALLEST_SHARDED = 2**12
 
 
+@no_type_check  # the batch of a program to be exported is a symbol
 def batch_axes(batch: int | None = None) -> tuple[str, ...]:
     """The axes of the mesh in force over which a batch is sharded; none where it does not divide, or without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
