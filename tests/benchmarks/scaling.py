@@ -24,8 +24,8 @@ from typing import NamedTuple
 PRESETS = ("vit_base_patch16_224", "vit_large_patch16_224", "vit_giant_patch14_224", "twins_svt_large")
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 WIDTHS = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
-# Published for an H100 SXM: dense bfloat16, NVLink a direction; and for a machine of eight, a 400 Gb/s adapter for each,
-# over all of which the rings of a collective spread that spans whole machines.
+# Published for an H100 SXM: dense bfloat16, NVLink a direction; and for a machine of eight, a 400 Gb/s adapter each,
+# all of which the rings of a collective use that spans whole machines.
 PEAK_FLOPS, NVLINK, NETWORK = 989e12, 450e9, 8 * 50e9
 HEADINGS = (
     "preset", "devices", "mesh", "batch a device", "state, GiB", "temporary, GiB", "TFLOP", *COLLECTIVES[:3], "other",
@@ -96,6 +96,18 @@ def count_flops(instruction: Instruction, computations: dict[str, list[Instructi
     return 2 * size * math.prod(kernel) // kernel[labels[1].index("o")] if labels else 0
 
 
+def count_group(rest: str, devices: int) -> int:
+    """How many devices take part in a collective together: by a list, by a shape, or by axes of the mesh."""
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
+        return len(listed[1].split(","))
+    if shaped := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
+        return int(shaped[1])
+    if named := re.search(r"replica_groups=mesh\[(.*?)\].*?\{('.*?)\}", rest):
+        sizes = dict(re.findall(r"('\w+')=(\d+)", named[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'\w+'", named[2]))
+    return devices
+
+
 def wire_bytes(operation: str, size: int, group: int) -> float:
     """What a device sends by the ring algorithm; `size` is of the result."""
     share = (group - 1) / group
@@ -145,8 +157,7 @@ def measure(preset: str, data: int, fsdp: int, batch: int, precision: str) -> di
         if operation in ("dot", "convolution"):
             figures["flops"] += times * count_flops(instruction, computations, name)
         elif operation in COLLECTIVES:
-            groups = re.search(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\})", instruction.rest)
-            group = data * fsdp if groups is None else int(groups[1] or len(groups[2].split(",")))
+            group = count_group(instruction.rest, data * fsdp)
             own = count_bytes(instruction.result)
             figures[operation] += times * own
             # Within one machine of eight where the group is that small.
