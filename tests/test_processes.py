@@ -154,7 +154,8 @@ def test_clusters_are_told_by_their_variables(
 
 def test_of_a_stack_trace_one_line_is_left() -> None:
     text = (
-        "a warning\n[Gloo] Rank 0 is connected\nF1129 client.h:80] Terminating process because the JAX distributed "
+        "a warning\n[Gloo] Rank 0 is connected\nE1129 coordination_service.cc:1518] [5300276] Use error polling to\n1\n"
+        "F1129 client.h:80] Terminating process because the JAX distributed "
         "service detected fatal errors. This most\n\n*** Check failure stack trace: ***\n    @ 0x7f51cc240634\n"
     )
     command = [sys.executable, "-I", "-S", "-c", processes._SHORTENING, "eqx-vit train: lost"]
