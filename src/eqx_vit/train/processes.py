@@ -104,7 +104,8 @@ signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 ended = False
 for line in sys.stdin.buffer:
-    lost = b"JAX distributed service detected fatal errors" in line or (line[:1] == b"E" and b"coordination_service" in line)
+    polled = line.startswith(b"E") and b"coordination_service" in line
+    lost = polled or b"JAX distributed service detected fatal errors" in line
     if lost and not ended:
         line, ended = sys.argv[1].encode() + b"\\n", True
     elif ended or line.startswith(b"[Gloo]"):
