@@ -61,7 +61,7 @@ def compare(case: Case, record: Callable[[str, Any], None]) -> None:
     image = _image(case)
     with torch.inference_mode():
         expected = module(torch.from_numpy(image))
-    expected = _output(expected).numpy()
+    expected = pick_output(expected).numpy()
     del module, full, weights
     found = _logits(eqx.nn.inference_mode(model), state, jnp.asarray(np.moveaxis(image, 1, -1)))
     scale = float(np.abs(expected).max())
@@ -73,7 +73,7 @@ def compare(case: Case, record: Callable[[str, Any], None]) -> None:
     assert ours == theirs + case.added, f"{ours} parameters here, {theirs} there"
 
 
-def _output(result: Any) -> torch.Tensor:
+def pick_output(result: Any) -> torch.Tensor:
     """The logits; of a backbone the pooled features; of CLIP's the projected ones."""
     if isinstance(result, torch.Tensor):
         return result
