@@ -112,8 +112,9 @@ def real(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Speed and memory beside the peers; arguments go to tests/benchmarks/run.py, `--quick` and `--help` among them."""
+    """Speed and memory beside the peers; arguments go to tests/benchmarks/run.py, as `-- --latency` or `-- --help`."""
     session.install("-e", ".[train,flax]", "timm", "vit-pytorch", "transformers")
+    session.install("onnx", "onnxscript", "onnxruntime", "openvino")
     session.run("python", "tests/benchmarks/run.py", *session.posargs)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 START = time.perf_counter()  # before any framework is imported
 
-from calls import peer_library
+from calls import CALLS, peer_library
 from sides import Measured, Side
 
 
@@ -68,7 +68,7 @@ def compared(options: argparse.Namespace) -> dict[str, Any]:
     batches = [1] if options.quick else [1, 64, 256] if gpu else [1, 8]
     measures = [("forward", batch) for batch in batches]
     if not options.quick:
-        measures.append(("training", batches[-1]))
+        measures += [("training", batch) for batch in (batches[1:] if gpu else batches[-1:])]
     order = 8192 if gpu else 2048
     work = {kind: side_jax.work(options.architecture, options.setting, kind) for kind in dict(measures)}
     rows = [measured(sides, errors, measure, order, work[measure[0]] * measure[1], options) for measure in measures]
@@ -152,6 +152,7 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("architecture")
     parser.add_argument("setting")
+    parser.add_argument("--preset", help="another preset of the architecture than that of calls.py")
     parser.add_argument("--side", help="from cold, this side alone")
     parser.add_argument("--image-size", type=int, dest="image_size")
     parser.add_argument("--quick", action="store_true")
@@ -165,6 +166,8 @@ def read_options() -> argparse.Namespace:
 
 def main() -> None:
     options = read_options()
+    if options.preset:
+        CALLS[options.architecture] = CALLS[options.architecture]._replace(preset=options.preset)
     if hasattr(os, "sched_setaffinity"):  # what XLA's CPU backend goes by; PyTorch is told
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
 

@@ -3,9 +3,13 @@
 python tests/benchmarks/run.py --quick          eager peers, forward at batch 1, the seed's calls: about 4 minutes
 python tests/benchmarks/run.py                  everything: hours; run it again and it goes on where it was
 python tests/benchmarks/run.py vit cait         these two alone
+python tests/benchmarks/run.py --latency        one image on one thread, beside PyTorch, ONNX Runtime and OpenVINO
+python tests/benchmarks/run.py --growth         ViT-S over image size, depth and batch, beside timm
+python tests/benchmarks/run.py --gpu            forward and training in bfloat16 on a GPU, beside compiled timm
 """
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -15,13 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from calls import CALLS, SETTINGS
-from report import HEAD, chart, table
+from machine import describe
+from report import HEAD, chart, page, table
 
 HERE = Path(__file__).parent
+KINDS = ("latency", "growth", "gpu")  # each is a file beside this one
 
 
 def main() -> None:
     options = read_options()
+    if options.kind is not None:
+        importlib.import_module(options.kind).main(options)
+        return
     folder = options.out / ("quick" if options.quick else "full")
     folder.mkdir(parents=True, exist_ok=True)
     results = {}
@@ -37,8 +46,12 @@ def main() -> None:
             results[path.stem] = json.loads(path.read_text())
             print(table({path.stem: results[path.stem]}).removeprefix(HEAD).lstrip(), flush=True)
     (folder / "all.json").write_text(json.dumps(results, indent=1))
+    if not results:
+        return
     chart(results, folder / "chart.png")
-    print(f"\n{table(results)}\n\n{folder / 'all.json'} and {folder / 'chart.png'}")
+    loads = [found["load"] for found in results.values()]
+    (folder / "table.md").write_text(page(results, describe(options.threads) | {"load": max(loads)}))
+    print(f"\n{table(results)}\n\n{folder}: all.json, chart.png, table.md")
 
 
 def measure(architecture: str, setting: str, options: argparse.Namespace) -> dict[str, Any] | None:
@@ -71,8 +84,10 @@ def in_process(architecture: str, setting: str, options: argparse.Namespace, *ex
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("architectures", nargs="*", metavar="architecture", help=f"of: {', '.join(CALLS)}")
+    parser.add_argument("architectures", nargs="*", metavar="architecture", help=f"of: {', '.join(CALLS)}; or a preset")
     parser.add_argument("--quick", action="store_true", help="eager peers, forward at batch 1")
+    for kind in KINDS:
+        parser.add_argument(f"--{kind}", dest="kind", action="store_const", const=kind, help="see above")
     parser.add_argument("--setting", choices=SETTINGS, help="only the seed's call, or only the preset")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="for every side alike")
@@ -81,10 +96,10 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="results are kept here, and resumed")
     parser.add_argument("--again", action="store_true", help="measure anew what is there")
     options = parser.parse_args()
-    unknown = [name for name in options.architectures if name not in CALLS]
+    unknown = [] if options.kind else [name for name in options.architectures if name not in CALLS]
     if unknown:
         parser.error(f"no architecture {', '.join(unknown)}: one of {', '.join(CALLS)}")
-    options.seconds = options.seconds or (1.0 if options.quick else 60.0)
+    options.seconds = options.seconds or (1.0 if options.quick else 20.0 if options.kind else 60.0)
     return options
 
 
