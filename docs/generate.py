@@ -35,6 +35,7 @@ CONCEPTS = {
 }
 DATA_SETS = {"digits": "Digits", "mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 DATA_SETS |= {"imagenet": "ImageNet-1k", "tiny": "Tiny ImageNet"}  # by the first word of a recipe's name
+EQUINOX = "Equinox's: the model with dropout and BatchNorm as in inference, or with `value=False` as in training."
 INSIDE = ("cli", "inspection", "models", "train")  # packages whose public names are at the top, or in the command line
 OF_ARCHITECTURES = "models"  # whose public names stand on the pages of the architectures
 
@@ -154,7 +155,8 @@ def _presets(row: Architecture) -> str:
     counts, rows = _counts(row), []
     for name, config in row.presets.items():
         source, reported = row.weights.get(name), find_reported(name)
-        size = image_size_of(config, (source.image_size,) * 2 if source else (224, 224))
+        side = source.image_size if source else 224
+        size = image_size_of(config, (side, side))
         where = "" if source is None else f"`{source.hub}`" if "://" not in source.hub else f"[official]({source.hub})"
         rows.append(
             [
@@ -279,6 +281,8 @@ def _titles() -> set[str]:
 
 
 def _entry(name: str, home: str) -> str:
+    if not home.startswith("eqx_vit."):
+        return f"## {name}\n\n{EQUINOX}\n"
     module, _, _ = home.rpartition(".")
     value = getattr(sys.modules[module], home.rsplit(".", 1)[1])
     members = (

@@ -89,4 +89,5 @@ model, state, accuracy = fit(model, state, images, labels, epochs=12, decay=opti
 print(f"{', '.join(names)}: {accuracy:.2f}")
 weights.export(out / "timm", model, state, target="timm", architecture=MODEL, preprocessing=rule, class_names=names)
 eqx_vit.save(out / "model.safetensors", model, state)
-print(f"in {out}: model.safetensors for eqx_vit.load, timm/ for timm.create_model('local-dir:{out / 'timm'}')")
+print(f"in {out}: model.safetensors for eqx_vit.load, and timm/,")
+print(f"for timm.create_model('local-dir:{out / 'timm'}', pretrained=True)")

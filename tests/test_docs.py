@@ -1,7 +1,7 @@
 """Every Python block of every page runs, in order, and every error that a page shows is the real one.
 
 A page is a module of its own name: its blocks share their names, and run in an empty folder with a `photo.jpg`.
-Released weights come from a hub that has zeros for every file. A page stops at a library that is not installed here:
+Released weights come from a hub that has random numbers for them. A page stops at a library that is not installed:
 `nox -s flax` and `parity` have those.
 """
 
@@ -52,7 +52,7 @@ def run(blocks: list[str], names: dict[str, Any]) -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place of the Hugging Face hub: every released file is there, and full of zeros."""
+    """In place of the Hugging Face hub: every released file is there, with random numbers."""
     huggingface_hub = pytest.importorskip("huggingface_hub")
 
     def download(repository: str, file: str, revision: str | None = None) -> str:
@@ -61,7 +61,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         )
         config, layout = row.presets[preset], row.weights[preset].layout
         path = tmp_path / f"{preset}.safetensors"
-        save_file(eqx_vit.weights.to_state_dict(*zeros(config), layout), path)
+        random, empty = np.random.default_rng(0), eqx_vit.weights.to_state_dict(*zeros(config), layout)
+        save_file(
+            {name: random.uniform(0, 0.1, array.shape).astype(array.dtype) for name, array in empty.items()}, path
+        )
         return str(path)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
@@ -118,7 +121,9 @@ def test_every_architecture_has_its_page() -> None:
 
 def test_every_public_name_is_in_the_api() -> None:
     pages = [text for path, text in generate.pages().items() if path.startswith("api/")]
-    found = {name for page in pages for name in re.findall(r"heading: eqx_vit\.([\w.]+)", page)}
+    found = {
+        name for page in pages for name in re.findall(r"(?:heading:|^##) eqx_vit\.([\w.]+)", page, flags=re.MULTILINE)
+    }
     functions = {name for name in dir(eqx_vit) if name[0].islower() and callable(getattr(eqx_vit, name))}
     assert functions <= found
     assert {"ImageModel", "weights.export", "layers.Attention", "testing.check_contracts"} <= found

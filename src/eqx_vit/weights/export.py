@@ -28,7 +28,9 @@ def export(
     preprocessing: Preprocessing | None = None,
     class_names: Sequence[str] | None = None,
 ) -> None:
-    """Write a model for `timm.create_model("local-dir:" + folder)`, or for transformers' `from_pretrained(folder)`.
+    """Write a model for timm, or for transformers' `from_pretrained(folder)`.
+
+    timm opens it by `timm.create_model("local-dir:" + folder, pretrained=True)`.
 
     **Arguments:** `architecture` is the preset of timm's that the model is one of, for `target="timm"` only: number of
     classes, image size and channels may be others. `preprocessing` is what the images need, as far as it is known.
