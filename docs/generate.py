@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from cases import CASES
-from pictures import draw
+from ideas import draw
 
 import eqx_vit
 from eqx_vit import MODELS, Architecture

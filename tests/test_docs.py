@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import generate
 import jax
 import numpy as np
 import pytest
@@ -25,9 +26,6 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 PEERS = {"flax", "onnx", "onnxruntime", "jax2onnx", "timm", "torch", "transformers"}
 SLOW = ("own_architecture", "train_on_my_images")
-sys.path.append(str(ROOT / "docs"))
-
-import generate  # noqa: E402
 
 
 def python_blocks(text: str) -> list[str]:
