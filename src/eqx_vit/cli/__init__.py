@@ -1,4 +1,4 @@
-"""`eqx-vit`: train, evaluate, predict, look, probe, models. An error is one line on standard error, and exit code 2."""
+"""`eqx-vit`: train, evaluate, predict, look, probe, export, models. An error is one line on standard error, and code 2."""
 
 import io
 import os
@@ -16,6 +16,8 @@ from eqx_vit.train.processes import LOST, describe_error, join, leave, means_los
 
 # What `pip install 'eqx_vit[train]'` brings: imported only by the commands that need them.
 EXTRAS = ("optax", "PIL", "sklearn", "rich", "matplotlib", "grain")
+# And 'eqx_vit[export]', for ONNX.
+EXPORT_EXTRAS = ("jax2onnx", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,8 +53,10 @@ def _describe(error: Exception) -> str | None:
     """What to say of an error; nothing, where another process of the run says it; None for one that is a bug."""
     if means_lost(error):
         return f"{LOST} ({str(error)[:200]})"
-    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] not in EXTRAS:
-        return None
+    if isinstance(error, ImportError):
+        name = (error.name or "").partition(".")[0]
+        extra = "train" if name in EXTRAS else "export" if name in EXPORT_EXTRAS else None
+        return extra and f"this needs {error.name}: pip install 'eqx_vit[{extra}]'"
     if isinstance(error, RuntimeError):  # JAX has no type of its own for this
         return (
             "out of memory: give a smaller --batch-size or --image-size" if "RESOURCE_EXHAUSTED" in str(error) else None

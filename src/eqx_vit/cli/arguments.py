@@ -22,6 +22,7 @@ examples:
   eqx-vit predict vit_base_patch16_224 cat.jpg    with released weights
   eqx-vit look runs/001-digits digit.png          where the model looks, as a picture
   eqx-vit probe vit_small_patch14_dinov2 --data photos   what its frozen features tell
+  eqx-vit export runs/001-digits --to onnx,stablehlo --output exported
   eqx-vit models 'levit*'
 """
 TRAIN_DESCRIPTION = """\
@@ -155,6 +156,31 @@ def make_parser() -> Parser:
     add_workers(command)
 
     command = subparsers.add_parser(
+        "export",
+        help="a model for ONNX Runtime, for JAX alone, for timm or transformers",
+        description="Write a model for use without this library, one folder for each format in the new folder OUTPUT: "
+        "onnx (model.onnx), stablehlo (model.stablehlo, for JAX alone), timm and hf (what timm and transformers open). "
+        "Each is run at once in its own runtime, and its certificate.json says how far it is from the model, its size "
+        "and its speed here. Where one fails nothing is left.",
+    )
+    command.set_defaults(command=commands.export)
+    _add_run_options(command, "; or a preset with released weights")
+    command.add_argument(
+        "--to", type=_parse_formats, required=True, metavar="FORMATS",
+        help=f"formats, separated by commas: {', '.join(commands.FORMATS)}",
+    )  # fmt: skip
+    command.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    command.add_argument(
+        "--batch", type=_parse_batch, default="dynamic", metavar="N",
+        help="images in a batch, for onnx and stablehlo (default: dynamic, any number)",
+    )  # fmt: skip
+    command.add_argument("--opset", type=parse_count, metavar="N", help="version of ONNX's operators (default: 18)")
+    command.add_argument(
+        "--platforms", type=_parse_names, metavar="NAMES",
+        help="where the StableHLO shall run, separated by commas (default: cpu,cuda,tpu)",
+    )  # fmt: skip
+
+    command = subparsers.add_parser(
         "models",
         help="the presets: name, parameters, multiply-adds, image size, source of weights",
         description="The presets, as released with their papers: name, parameters, multiply-adds of one image (of "
@@ -178,6 +204,21 @@ def make_parser() -> Parser:
 def _add_run_options(command: argparse.ArgumentParser, instead: str = "") -> None:
     command.add_argument("run", type=Path, metavar="RUN", help=f"folder of a run, such as runs/001-digits{instead}")
     command.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which weights (default: best)")
+
+
+def _parse_names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
+
+
+def _parse_formats(text: str) -> tuple[str, ...]:
+    formats = _parse_names(text)
+    if len(set(formats)) < len(formats) or set(formats) - set(commands.FORMATS):
+        raise argparse.ArgumentTypeError(f"{text!r} is not some of {', '.join(commands.FORMATS)}, each once")
+    return formats
+
+
+def _parse_batch(text: str) -> int | str:
+    return text if text == "dynamic" else parse_count(text)
 
 
 def _version() -> str:

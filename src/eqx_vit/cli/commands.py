@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from eqx_vit.train.run_folder import Run
 
 LISTED = ("learning_rate", "weight_decay", "drop_path")  # options that take a list, of runs trained as one
+FORMATS = ("onnx", "stablehlo", "timm", "hf")
 HEADINGS = ("name", "parameters", "multiply-adds", "image size", "weights")
 
 
@@ -277,6 +278,16 @@ def probe(options: argparse.Namespace) -> int:
             workers=options.workers,
         )
     )
+    return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    """`eqx-vit export RUN|MODEL --to FORMATS --output FOLDER`."""
+    from eqx_vit.cli.export import export_formats, find_subject
+
+    given = {name: getattr(options, name) for name in ("batch", "opset", "platforms")}
+    for line in export_formats(find_subject(options.run, options.checkpoint), options.to, options.output, **given):
+        print(line)
     return 0
 
 

@@ -2,10 +2,12 @@
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,12 +22,31 @@ CERTIFICATE = "certificate.json"
 TOLERANCE = 1e-4  # of the largest logit
 
 
-def check_and_certify(
+class Measured(NamedTuple):
+    """What the file gave in its own runtime: the logits of each batch, and how many seconds that took, a few times."""
+
+    logits: list[np.ndarray]
+    seconds: list[list[float]]
+
+
+def measure(run: Callable[[np.ndarray], np.ndarray], examples: Sequence[np.ndarray]) -> Measured:
+    """Run each batch, and a few times more."""
+    logits, seconds = [], []
+    for images in examples:
+        logits.append(np.asarray(run(images)))
+        times: list[float] = []
+        while len(times) < 10 and sum(times) < 2:
+            start = time.perf_counter()
+            run(images)
+            times.append(time.perf_counter() - start)
+        seconds.append(times)
+    return Measured(logits, seconds)
+
+
+def certify(
     folder: Path,
     program: Program,
-    expected: Sequence[np.ndarray],
-    found: Sequence[np.ndarray],
-    seconds: Sequence[Sequence[float]],
+    measured: Measured | None,
     *,
     tolerance: float,
     packages: Sequence[str],
@@ -33,25 +54,11 @@ def check_and_certify(
 ) -> dict[str, object]:
     """Write `certificate.json` beside what was exported to a folder, and return what it holds.
 
-    **Arguments:** `expected` and `found` are the logits of each batch, of the model and of the file in its own runtime;
-    `seconds` how long that took, a few times each; `packages` those whose versions matter; `details` what is particular
-    to the format.
+    **Arguments:** `measured` of `program.make_examples()`; None where the runtime is not here. `packages` are those
+    whose versions matter, `details` what is particular to the format.
 
     **Raises:** `ValueError` where the file differs from the model by more than `tolerance` of the largest logit.
     """
-    scale = max(float(np.abs(logits).max(initial=0)) for logits in expected)
-    differences = {}
-    for theirs, own in zip(found, expected, strict=True):
-        if theirs.shape != own.shape:
-            raise ValueError(f"the exported file gives {theirs.shape} where the model gives {own.shape}: this is a bug")
-        differences[str(len(own))] = float(np.abs(theirs.astype(np.float32) - own).max(initial=0))
-    largest = max(differences.values())
-    if not largest <= tolerance * (scale or 1):  # NaN too
-        raise ValueError(
-            f"the exported file differs from the model by {largest:.2g}, which is {largest / (scale or 1):.2g} of its "
-            f"largest logit and more than tolerance={tolerance:g}: nothing is written; a model in bfloat16 or float16 "
-            "needs a higher tolerance, or eqx_vit.cast(model, jnp.float32)"
-        )
     arrays = {
         name: np.asarray(array)
         for name, array in (named_leaves(program.model) | named_statistics(program.model, program.state)).items()
@@ -63,22 +70,41 @@ def check_and_certify(
         "checkpoint_sha256": digest_arrays(arrays, json.dumps(plain)),
         "image": [*program.image_size, program.model.config.channels],
         "batch": program.batch,
-        "largest_difference": largest,
-        "difference_by_batch": differences,
-        "largest_logit": scale,
-        "tolerance": tolerance,
+        **({} if measured is None else _compare(program, measured, tolerance)),
         "parameters": count_params(program.model),
         "multiply_adds": multiply_adds(program.model.config, program.image_size),
         "size_bytes": sum(path.stat().st_size for path in folder.iterdir()),
-        "latency_ms": {
-            str(len(own)): round(1e3 * median(times), 3) for own, times in zip(expected, seconds, strict=True)
-        },
         "machine": f"{platform.machine()}, {platform.system()}",
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in ("eqx_vit", *packages)},
     }
     text = json.dumps(certificate, indent=2) + "\n"
     write_atomically(folder / CERTIFICATE, text.encode())
     return json.loads(text)
+
+
+def _compare(program: Program, measured: Measured, tolerance: float) -> dict[str, object]:
+    expected = program.compute(program.make_examples())
+    scale = max(float(np.abs(logits).max(initial=0)) for logits in expected)
+    differences = {}
+    for found, own in zip(measured.logits, expected, strict=True):
+        if found.shape != own.shape:
+            raise ValueError(f"the exported file gives logits of shape {found.shape}, the model of {own.shape}")
+        differences[str(len(own))] = float(np.abs(found.astype(np.float32) - own).max(initial=0))
+    largest = max(differences.values())
+    if not largest <= tolerance * (scale or 1):  # NaN too
+        raise ValueError(
+            f"the exported file differs from the model by {largest:.2g}, where its largest logit is {scale:.2g} and "
+            f"tolerance={tolerance:g} of that are allowed: nothing is written; a model in bfloat16 or float16 needs a "
+            "higher tolerance, or eqx_vit.cast(model, jnp.float32)"
+        )
+    times = zip(expected, measured.seconds, strict=True)
+    return {
+        "largest_difference": largest,
+        "difference_by_batch": differences,
+        "largest_logit": scale,
+        "tolerance": tolerance,
+        "latency_ms": {str(len(own)): round(1e3 * median(seconds), 3) for own, seconds in times},
+    }
 
 
 def _version(package: str) -> str:

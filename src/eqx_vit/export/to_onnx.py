@@ -6,7 +6,6 @@
 import importlib
 import importlib.metadata
 import os
-import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from equinox.nn import State
 from jax.extend.core import JaxprEqn, jaxpr_as_fun
 
 from eqx_vit.arguments import check_arguments
-from eqx_vit.export.certificate import TOLERANCE, check_and_certify
+from eqx_vit.export.certificate import TOLERANCE, Measured, certify, measure
 from eqx_vit.export.flatten import flatten
 from eqx_vit.export.forms import FORMS
 from eqx_vit.export.program import Batch, Program, make_program
@@ -67,14 +66,10 @@ def onnx(
     _check_installed()
     with fill_folder(Path(path)) as folder:
         _write(folder, convert(program, opset))
-        examples = program.make_examples()
-        found, seconds = _run_in_onnx_runtime(folder / ONNX, examples)
-        return check_and_certify(
+        return certify(
             folder,
             program,
-            program.compute(examples),
-            found,
-            seconds,
+            _run_in_onnx_runtime(folder / ONNX, program.make_examples()),
             tolerance=tolerance,
             packages=("jax", "jax2onnx", "onnx", "onnxscript", "onnxruntime", "numpy"),
             details={
@@ -140,23 +135,14 @@ def _write(folder: Path, model: "ir.Model") -> None:
     ir.save(model, folder / ONNX, external_data=WEIGHTS if size > LARGEST_FILE else None)
 
 
-def _run_in_onnx_runtime(file: Path, examples: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[list[float]]]:
-    """The results of the file, and how many seconds it took, a few times for each example."""
+def _run_in_onnx_runtime(file: Path, examples: Sequence[np.ndarray]) -> Measured:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 3  # errors alone
     try:
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        results, seconds = [], []
-        for images in examples:
-            results.append(np.asarray(session.run(["logits"], {"images": images})[0]))
-            seconds.append([])
-            while len(seconds[-1]) < 10 and sum(seconds[-1]) < 2:
-                start = time.perf_counter()
-                session.run(["logits"], {"images": images})
-                seconds[-1].append(time.perf_counter() - start)
+        return measure(lambda images: np.asarray(session.run(["logits"], {"images": images})[0]), examples)
     except Exception as error:  # its own types, which have no common base but this
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"ONNX Runtime cannot run the exported model: {reason}") from error
-    return results, seconds

@@ -15,13 +15,14 @@ from jax import export as jax_export
 from jaxtyping import Array
 
 from eqx_vit.arguments import check_arguments
-from eqx_vit.export.certificate import TOLERANCE, check_and_certify
+from eqx_vit.export.certificate import TOLERANCE, Measured, certify
 from eqx_vit.export.program import Batch, make_program
 from eqx_vit.files import check_regular_file, fill_folder
 from eqx_vit.layers.config import Size
 from eqx_vit.registry import AnyModel
 
 STABLEHLO = "model.stablehlo"
+PLATFORMS = ("cpu", "cuda", "tpu")
 RUNNER = Path(__file__).with_name("run_stablehlo.py")
 
 
@@ -31,7 +32,7 @@ def stablehlo(
     model: AnyModel,
     state: State,
     batch: Batch = "dynamic",
-    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+    platforms: Sequence[str] = PLATFORMS,
     *,
     image_size: Size | None = None,
     tolerance: float = TOLERANCE,
@@ -57,14 +58,10 @@ def stablehlo(
             program.describe_images()
         )
         (folder / STABLEHLO).write_bytes(exported.serialize())
-        examples = program.make_examples()
-        found, seconds = _run_in_fresh_process(folder / STABLEHLO, examples, here)
-        return check_and_certify(
+        return certify(
             folder,
             program,
-            program.compute(examples),
-            found,
-            seconds,
+            _run_in_fresh_process(folder / STABLEHLO, program.make_examples(), here),
             tolerance=tolerance,
             packages=("jax", "jaxlib", "equinox", "numpy"),
             details={
@@ -113,10 +110,7 @@ def _find_platform_here(platforms: Sequence[str]) -> str:
     return here[0]
 
 
-def _run_in_fresh_process(
-    file: Path, examples: Sequence[np.ndarray], platform: str
-) -> tuple[list[np.ndarray], list[list[float]]]:
-    """The results of the program, and how many seconds it took, a few times for each example."""
+def _run_in_fresh_process(file: Path, examples: Sequence[np.ndarray], platform: str) -> Measured:
     with tempfile.TemporaryDirectory() as place:
         given, results = Path(place) / "images.npz", Path(place) / "logits.npz"
         np.savez(given, *examples)
@@ -129,4 +123,4 @@ def _run_in_fresh_process(
             raise ValueError(f"the exported program does not run in a process of its own: {last}")
         with np.load(results) as arrays:
             found = [arrays[f"arr_{index}"] for index in range(len(examples))]
-    return found, json.loads(ended.stdout.splitlines()[-1])
+    return Measured(found, json.loads(ended.stdout.splitlines()[-1]))
