@@ -1,4 +1,4 @@
-"""`eqx-vit`: train, evaluate, predict, look, probe, export, models. An error is one line on standard error, and code 2."""
+"""`eqx-vit`: train, evaluate, predict, look, probe, export, models. An error is one line, and exit code 2."""
 
 import io
 import os
