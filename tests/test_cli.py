@@ -18,6 +18,7 @@ from sklearn import datasets
 import eqx_vit
 from eqx_vit.cli import main
 from eqx_vit.cli.arguments import make_parser
+from eqx_vit.cli.cache import keep_compiled
 from eqx_vit.cli.commands import catch_signals
 from eqx_vit.train import inference
 from eqx_vit.train.settings import Settings
@@ -372,3 +373,28 @@ def test_a_missing_extra_is_named_and_models_needs_none(tmp_path: Path) -> None:
     lines = done.stderr.splitlines()
     assert len(lines) == 3
     assert all("pip install 'eqx_vit[train]'" in line for line in lines)
+
+
+def test_what_was_compiled_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the user's cache folder, and by commands alone: afterwards JAX has no cache again."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("eqx_vit.cli.cache.SHORTEST", 0)
+    jax.config.update("jax_enable_compilation_cache", True)
+    try:
+        with keep_compiled():
+            jax.jit(lambda x: 3 * x + 1)(1.0)
+        kept = list((tmp_path / "eqx_vit" / "compiled").glob("*-cache"))
+        assert kept
+        assert jax.config.jax_compilation_cache_dir is None
+        jax.jit(lambda x: 5 * x - 1)(1.0)
+        assert list((tmp_path / "eqx_vit" / "compiled").glob("*-cache")) == kept
+    finally:
+        jax.config.update("jax_enable_compilation_cache", False)
+
+
+@pytest.mark.parametrize(
+    "command", [["train"], ["evaluate", "run"], ["predict", "run", "a.png"], ["look", "run", "a.png"]]
+)
+def test_the_cache_can_be_left_out(command: list[str]) -> None:
+    assert make_parser().parse_args(command).cache
+    assert not make_parser().parse_args([*command, "--no-cache"]).cache

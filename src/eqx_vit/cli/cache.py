@@ -30,6 +30,7 @@ def keep_compiled() -> Iterator[None]:
     before = {name: getattr(jax.config, name) for name in settings}
     for name, value in settings.items():
         jax.config.update(name, value)
+    reset_cache()  # JAX may have found already that there is none
     try:
         yield
     finally:
