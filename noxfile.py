@@ -94,6 +94,13 @@ def flax(session: nox.Session) -> None:
 
 
 @nox.session
+def export(session: nox.Session) -> None:
+    """Every architecture as ONNX, in ONNX Runtime; the command line's export, and the documentation's."""
+    session.install("-e", ".[train,export]", *group("tests"))
+    session.run("pytest", "-n", "2", "tests/export", *session.posargs)
+
+
+@nox.session
 def parity(session: nox.Session) -> None:
     """Every preset against the models of timm and transformers, an hour or so; `nox -s parity -- -k levit` for some."""
     session.install("-e", ".[train]", *group("tests"), "torch", "timm", "transformers")

@@ -86,6 +86,8 @@ def _export(
             return formats.onnx(path, model, state, batch, opset=opset, image_size=size)
         case "stablehlo":
             return formats.stablehlo(path, model, state, batch, platforms, image_size=size)
+        case "timm" if subject.preset not in list_models():
+            raise ValueError(f"timm has no {subject.preset}: it opens models of the presets that have its names")
         case "timm" | "hf":
             named = len(subject.classes) == model.config.num_classes
             return write_folder(
