@@ -2,8 +2,8 @@
 
 import json
 import platform
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -132,7 +132,8 @@ def compiled(
     def run(turned: Sequence[Array], images: Array) -> Array:
         given = iter([_turn(weight) if on_cpu else weight for weight in turned])
         whole = [next(given) if _is_weight(leaf, on_cpu) else _as_jax(leaf) for leaf in leaves]
-        return forward(*jax.tree.unflatten(structure, whole), images)[0]
+        own, its_state = jax.tree.unflatten(structure, whole)
+        return forward(own, its_state, images)[0]
 
     digest = _digest(model, leaves, shape, on_cpu)
     arguments = (turned, jax.ShapeDtypeStruct(shape, dtype))
@@ -143,7 +144,7 @@ def compiled(
 
 
 @no_type_check
-def _is_weight(leaf: object, on_cpu: bool) -> bool:
+def _is_weight(leaf: Any, on_cpu: bool) -> bool:
     """Whether it is an argument of the program: every array is, but for those that a program for a CPU has inside."""
     return _is_any_array(leaf) and not (on_cpu and leaf.size <= MOST_FOLDED)
 
@@ -165,18 +166,18 @@ def _turn(weight: Array | np.ndarray) -> Array | np.ndarray:
 
 
 @no_type_check
-def _digest(model: AnyModel, leaves: Sequence[object], shape: tuple[int, ...], on_cpu: bool) -> str:
+def _digest(model: AnyModel, leaves: Sequence[Any], shape: tuple[int, ...], on_cpu: bool) -> str:
     """Of all that an executable depends on."""
     folded = {str(at): leaf for at, leaf in enumerate(leaves) if _is_any_array(leaf) and not _is_weight(leaf, on_cpu)}
     arguments = [f"{leaf.shape} {leaf.dtype}" for leaf in leaves if _is_weight(leaf, on_cpu)]
     device = jax.devices()[0]
     versions = [jax.__version__, platform.machine(), device.platform, device.device_kind]
-    settings = [str(jax.config.jax_default_matmul_precision), str(jax.config.jax_enable_x64)]
+    settings = [str(getattr(jax.config, name)) for name in ("jax_default_matmul_precision", "jax_enable_x64")]
     return digest_arrays(folded, json.dumps([config_to_json(model.config), shape, arguments, versions, settings]))
 
 
 @no_type_check
-def _read(serialized: bytes, digest: str, arguments: tuple[object, ...]) -> Callable[..., Array]:
+def _read(serialized: bytes, digest: str, arguments: tuple[object, ...]) -> jax.stages.Compiled:
     from jax.experimental.serialize_executable import deserialize_and_load
 
     if serialized[:DIGEST] != digest.encode():
