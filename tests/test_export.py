@@ -16,6 +16,7 @@ from jax.extend.core import jaxpr_as_fun
 from tiny import TINY, slow_but_for, tiny_size
 
 import eqx_vit
+from eqx_vit.cli import main
 from eqx_vit.cli.export import Subject, export_formats
 from eqx_vit.export.certificate import Measured, certify
 from eqx_vit.export.flatten import flatten
@@ -204,3 +205,16 @@ def test_several_formats_are_one_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a vit_small"):
         list(export_formats(wrong, ("hf", "timm"), tmp_path / "other", **options))
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_the_command_line_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = str(tmp_path / "made")
+    assert main(["export", str(tmp_path / "nowhere"), "--to", "stablehlo", "--output", output]) == 2
+    assert "is neither the folder of a run nor a preset" in capsys.readouterr().err
+    for name, value, message in (("--to", "coreml", "onnx, stablehlo, timm, hf"), ("--batch", "0", "from 1 up")):
+        with pytest.raises(SystemExit, match="2"):
+            main(["export", "digits", "--to", "stablehlo", "--output", output, name, value])
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

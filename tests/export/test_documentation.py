@@ -20,7 +20,5 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(blocks) == 3
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         for block in blocks:
-            exec(
-                block.replace('open("', 'Path("').replace('", "rb").read()', '").read_bytes()'), names | {"Path": Path}
-            )
-            assert names.get("logits") is None or names["logits"].shape == (2, 10)
+            exec(block, names)
+            assert names["logits"].shape == (2, 10)
