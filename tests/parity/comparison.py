@@ -133,11 +133,11 @@ def _distribution(last: str, tensor: torch.Tensor, in_batch_norm: bool) -> tuple
         return 0.2, 1.0
     if last == "weight" and tensor.ndim == 1:
         return 0.1, 0.5 if in_batch_norm else 1.0  # nothing else tames the residuals of a model without LayerNorm
-    if last == "weight":
+    if last.endswith("weight"):  # in_proj_weight, of the attention of torch
         return float(np.prod(tensor.shape[1:])) ** -0.5, 0.0
     if "gamma" in last:
         return 0.1, 0.5
-    return (0.1, 0.0) if last == "bias" else (0.5, 0.0)  # the others are tokens and tables
+    return (0.1, 0.0) if last.endswith("bias") else (0.5, 0.0)  # the others are tokens and tables
 
 
 def assert_equal(returned: dict[str, np.ndarray], given: dict[str, np.ndarray]) -> None:
