@@ -24,6 +24,7 @@ from eqx_vit.registry import AnyModel, config_to_json
 Model = TypeVar("Model", bound=AnyModel)
 # Numbers of an array that is compiled in, 256 KiB of float32: biases, norms, tables; a matrix of a small block at most.
 MOST_FOLDED = 2**16
+SETTINGS = ("jax_default_matmul_precision", "jax_enable_x64")  # that a program depends on
 DIGEST = 64  # bytes before a serialised executable
 
 
@@ -132,8 +133,8 @@ def compiled(
     def run(turned: Sequence[Array], images: Array) -> Array:
         given = iter([_turn(weight) if on_cpu else weight for weight in turned])
         whole = [next(given) if _is_weight(leaf, on_cpu) else _as_jax(leaf) for leaf in leaves]
-        own, its_state = jax.tree.unflatten(structure, whole)
-        return forward(own, its_state, images)[0]
+        own_model, own_state = jax.tree.unflatten(structure, whole)
+        return forward(own_model, own_state, images)[0]
 
     digest = _digest(model, leaves, shape, on_cpu)
     arguments = (turned, jax.ShapeDtypeStruct(shape, dtype))
@@ -172,7 +173,7 @@ def _digest(model: AnyModel, leaves: Sequence[Any], shape: tuple[int, ...], on_c
     arguments = [f"{leaf.shape} {leaf.dtype}" for leaf in leaves if _is_weight(leaf, on_cpu)]
     device = jax.devices()[0]
     versions = [jax.__version__, platform.machine(), device.platform, device.device_kind]
-    settings = [str(getattr(jax.config, name)) for name in ("jax_default_matmul_precision", "jax_enable_x64")]
+    settings = [str(getattr(jax.config, name)) for name in SETTINGS]
     return digest_arrays(folded, json.dumps([config_to_json(model.config), shape, arguments, versions, settings]))
 
 

@@ -17,7 +17,10 @@ SHORTEST = 0.2  # seconds of compilation that are worth a file
 @contextmanager
 def keep_compiled() -> Iterator[None]:
     """Within it, JAX looks in the user's cache folder before it compiles; whoever has set a cache keeps that one."""
-    if _read("jax_compilation_cache_dir") is not None or not _read("jax_enable_compilation_cache"):
+    given, enabled = (
+        getattr(jax.config, name) for name in ("jax_compilation_cache_dir", "jax_enable_compilation_cache")
+    )
+    if given is not None or not enabled:
         yield
         return
     settings = {
@@ -27,7 +30,7 @@ def keep_compiled() -> Iterator[None]:
         # JAX needs filelock, which huggingface_hub brings, to keep count of a cache's size.
         "jax_compilation_cache_max_size": LARGEST if find_spec("filelock") else -1,
     }
-    before = {name: _read(name) for name in settings}
+    before = {name: getattr(jax.config, name) for name in settings}
     for name, value in settings.items():
         jax.config.update(name, value)
     reset_cache()  # JAX may have found already that there is none
@@ -37,7 +40,3 @@ def keep_compiled() -> Iterator[None]:
         for name, value in before.items():
             jax.config.update(name, value)
         reset_cache()
-
-
-def _read(name: str) -> object:
-    return getattr(jax.config, name)
