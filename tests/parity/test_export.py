@@ -2,15 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 import pytest
 
 import eqx_vit
+from eqx_vit.export.to_folder import write_folder
 from eqx_vit.registry import change_config, find_preset
 from eqx_vit.testing import image_size_of
+from eqx_vit.testing.subject import randomise
 from eqx_vit.weights import load_state_dict, to_state_dict
 from eqx_vit.weights.export import export
 
@@ -112,6 +114,15 @@ def test_transformers_opens_an_exported_backbone(name: str, tmp_path: Path) -> N
     returned = eqx_vit.create(name, pretrained=tmp_path / "theirs", key=jax.random.key(0), **asked)
     assert returned[0].config == config
     assert_equal(to_state_dict(*returned, "hf"), to_state_dict(model, state, "hf"))
+
+
+@pytest.mark.parametrize("target", ["timm", "hf"])
+def test_they_run_the_model_for_its_certificate(target: Literal["timm", "hf"], tmp_path: Path) -> None:
+    name = "vit_tiny_patch16_224"
+    config, _ = _config(name, {"image_size": 32} | ({"norm_eps": 1e-12} if target == "hf" else {}))
+    certificate = write_folder(tmp_path / "made", *randomise(config), target=target, architecture=name)
+    assert certificate["runtime"] == f"{'timm' if target == 'timm' else 'transformers'} on cpu"
+    assert 0 < float(str(certificate["largest_difference"])) < 1e-5 * float(str(certificate["largest_logit"]))
 
 
 def _config(name: str, changes: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
