@@ -34,6 +34,7 @@ DOCS = (Path(__file__).parent.parent / "docs" / "optimisers.md").read_text()
 # The layers of every tiny model: a parameter has those of the longest prefix of its name.
 LAYERS: dict[str, dict[str, int | list[int]]] = {
     "vit": {"": 0, "blocks": [1, 2], "norm": 3, "head": 3},
+    "dinov3": {"": 0, "blocks": [1, 2], "norm": 3, "head": 3},
     "simple_vit": {"": 0, "blocks": [1, 2], "norm": 3, "head": 3},
     "cait": {"": 0, "blocks": [1, 2], "class_blocks": [3, 4], "norm": 5, "head": 5},
     "crossformer": {

@@ -33,10 +33,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of weights in timm's format for a tiny preset of ViT."""
     config = ViTConfig(
-        image_size=16, patch_size=8, num_classes=5, dim=16, depth=1, heads=2, mlp_dim=16, layer_scale=1.0
+        image_size=16, patch_size=8, num_classes=0, dim=16, depth=1, heads=2, mlp_dim=16, layer_scale=1.0
     )
     row = MODELS["vit"]
-    source = Source(hub=str(tmp_path / "weights"), classes=5, crop=1.0)
+    source = Source(hub=str(tmp_path / "weights"), classes=0, crop=1.0)
     presets, weights = {**row.presets, PRESET: config}, {**row.weights, PRESET: source}
     monkeypatch.setitem(MODELS, "vit", dataclasses.replace(row, presets=presets, weights=weights))
     model, state = eqx_vit.create(config, key=jax.random.key(0))
@@ -102,6 +102,16 @@ def test_wrong_input_is_one_line(trained: Path, preset: Path, capsys: pytest.Cap
     assert "--image-size is for presets" in refused(capsys, "probe", trained, "--image-size", "16")
     assert "there is no folder" in refused(capsys, "probe", PRESET, "--data", preset / "nothing")
     assert "is not a multiple of 8: use 16 or 24" in refused(capsys, "probe", PRESET, "--image-size", "20")
+
+
+def test_without_a_head_features_are_looked_at_and_no_classes(
+    preset: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = photos / "dark" / "0.png"
+    assert "has no head to tell classes apart" in refused(capsys, "predict", PRESET, photo)
+    assert run("look", PRESET, photo, "--output", tmp_path / "looks") == 0
+    assert run("look", PRESET, photo, "--features", "--output", tmp_path / "looks") == 0
+    assert {path.name for path in (tmp_path / "looks").iterdir()} == {"0.look.png", "0.features.png"}
 
 
 def test_features_are_those_of_the_model(preset: Path, photos: Path) -> None:

@@ -236,6 +236,8 @@ def predict(options: argparse.Namespace) -> int:
     from eqx_vit.train.predictor import load_predictor
 
     predictor = load_predictor(options.run, options.checkpoint)
+    if predictor.model.config.num_classes == 0:
+        raise ValueError(f"{options.run} has no head to tell classes apart: `eqx-vit probe` tries its features")
     for path, ranking in predict_files(predictor, options.images, options.invert):
         print(path)
         for name, probability in ranking[: options.top]:
