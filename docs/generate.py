@@ -23,7 +23,7 @@ from eqx_vit.weights.checkpoints import find_checkpoints
 ROOT = Path(__file__).parent.parent
 # Where the public names of a module stand; those of a module that is not here get a page of that module's name.
 CONCEPTS = {
-    "models": ("Models", "make them, run them", ("create", "forward", "model", "registry", "functional")),
+    "models": ("Models", "make them, run them", ("create", "forward", "model", "registry", "functional", "latency")),
     "training": ("Parameters and optimisers", "what is trained, and how", ("parameters", "optimisers", "sharding")),
     "inspection": ("Seeing inside", "values by name, features, attention", ("inspection", "points")),
     "surgery": ("Changing a model", "heads, sizes, parts", ("surgery", "exchange", "equinox")),

@@ -218,3 +218,12 @@ def test_the_command_line_refuses_in_one_line(tmp_path: Path, capsys: pytest.Cap
         assert message in error
         assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_flatbuffers_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eqx_vit.export.to_stablehlo.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"flatbuffers: pip install 'eqx_vit\[export\]'"):
+        eqx_vit.export.stablehlo(tmp_path / "made", *eqx_vit.create(TINY["vit"], key=jax.random.key(0)))
+    with pytest.raises(ImportError, match="flatbuffers"):
+        eqx_vit.export.load(tmp_path / "made")
+    assert not (tmp_path / "made").exists()

@@ -16,8 +16,8 @@ from eqx_vit.train.processes import LOST, describe_error, join, leave, means_los
 
 # What `pip install 'eqx_vit[train]'` brings: imported only by the commands that need them.
 EXTRAS = ("optax", "PIL", "sklearn", "rich", "matplotlib", "grain")
-# And 'eqx_vit[export]', for ONNX.
-EXPORT_EXTRAS = ("jax2onnx", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
+# And 'eqx_vit[export]'.
+EXPORT_EXTRAS = ("flatbuffers", "jax2onnx", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

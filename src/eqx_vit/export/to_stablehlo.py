@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -48,9 +49,11 @@ def stablehlo(
 
     **Returns:** what the certificate says.
 
-    **Raises:** `ValueError` for a model that cannot be run, an unknown platform, platforms none of which is here to
+    **Raises:** `ImportError` without flatbuffers, which `pip install 'eqx_vit[export]'` brings and JAX does not;
+    `ValueError` for a model that cannot be run, an unknown platform, platforms none of which is here to
     try, and a difference above the tolerance; `FileExistsError` where there is something at the path.
     """
+    _check_installed()
     program = make_program("export.stablehlo", model, state, batch, image_size)
     here = _find_platform_here(platforms)
     with fill_folder(Path(path)) as folder:
@@ -80,8 +83,9 @@ def load(path: str | os.PathLike[str]) -> Callable[[Array | np.ndarray], Array]:
 
     **Arguments:** `path` is the folder, or the file inside it.
 
-    **Raises:** `ValueError` for another file; `FileNotFoundError`.
+    **Raises:** `ValueError` for another file; `FileNotFoundError`; `ImportError` without flatbuffers.
     """
+    _check_installed()
     file = Path(path) / STABLEHLO if Path(path).is_dir() else Path(path)
     check_regular_file(file)
     try:
@@ -89,6 +93,11 @@ def load(path: str | os.PathLike[str]) -> Callable[[Array | np.ndarray], Array]:
     except Exception as error:  # of its reader, which says nothing of what it was given
         raise ValueError(f"{file} is damaged, or not a program that jax.export wrote: {error}") from error
     return jax.jit(exported.call)
+
+
+def _check_installed() -> None:
+    if find_spec("flatbuffers") is None:
+        raise ImportError("jax.export needs flatbuffers: pip install 'eqx_vit[export]'", name="flatbuffers")
 
 
 def _find_platform_here(platforms: Sequence[str]) -> str:

@@ -58,6 +58,17 @@ def _check_no_attention_pool(code: str, config: ViTConfig) -> None:
     check(config.pool != "map", f"{code} has no pool by attention, pool='map': use another layout")
 
 
+_TIMM_POOL: list[Rule | Constant] = [
+    token("attention_pool.probe", "attn_pool.latent"),
+    *weight_and_bias("attention_pool.query", "attn_pool.q"),
+    *weight_and_bias("attention_pool.key_value", "attn_pool.kv"),
+    *weight_and_bias("attention_pool.projection.linear", "attn_pool.proj"),
+    *weight_and_bias("attention_pool.norm", "attn_pool.norm"),
+    *weight_and_bias("attention_pool.mlp.fc1", "attn_pool.mlp.fc1"),
+    *weight_and_bias("attention_pool.mlp.fc2", "attn_pool.mlp.fc2"),
+]
+
+
 def _torch(config: ViTConfig, layer_scale1: str, layer_scale2: str) -> list[Rule | Constant]:
     block = [
         *timm_block(),
@@ -75,13 +86,7 @@ def _torch(config: ViTConfig, layer_scale1: str, layer_scale2: str) -> list[Rule
         *weight_and_bias("norm_pre", "norm_pre"),
         *stack("blocks", [f"blocks.{index}." for index in range(config.depth)], block),
         *weight_and_bias("norm", "fc_norm" if config.norm_after_pool else "norm"),
-        token("attention_pool.probe", "attn_pool.latent"),
-        *weight_and_bias("attention_pool.query", "attn_pool.q"),
-        *weight_and_bias("attention_pool.key_value", "attn_pool.kv"),
-        *weight_and_bias("attention_pool.projection.linear", "attn_pool.proj"),
-        *weight_and_bias("attention_pool.norm", "attn_pool.norm"),
-        *weight_and_bias("attention_pool.mlp.fc1", "attn_pool.mlp.fc1"),
-        *weight_and_bias("attention_pool.mlp.fc2", "attn_pool.mlp.fc2"),
+        *(_TIMM_POOL if config.pool == "map" else []),
         *weight_and_bias("pre_logits", "pre_logits.fc"),
         *weight_and_bias("head", "head"),
         *weight_and_bias("head_dist", "head_dist"),

@@ -44,7 +44,7 @@ def find_tower(config: ViTConfig) -> Checkpoints | None:
 
     Its DINOv2 alone has layer scale, its CLIP a norm before the blocks, its SigLIP a pool by attention.
     """
-    if config.layer_scale is not None:
+    if config.layer_scale is not None and config.pool == "cls":
         return _DINOV2_REGISTERS if config.register_tokens else _DINOV2
     if config.pre_norm:
         return _CLIP
