@@ -1,4 +1,4 @@
-"""DINOv3: no golden files; timm, transformers and the parity session are the reference."""
+"""DINOv3: golden files of timm, whose weights are those that Meta released."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,6 +10,14 @@ from strategies import draw_patch_grid
 from eqx_vit import DINOv3Config
 
 TINY = DINOv3Config(image_size=16, patch_size=8, num_classes=5, dim=16, depth=2, heads=2, mlp_dim=24, register_tokens=2)
+
+BASE = DINOv3Config(
+    image_size=(32, 48), patch_size=8, num_classes=7, dim=48, depth=3, heads=4, mlp_dim=192, pool="mean"
+)
+GOLDEN = {
+    "dinov3-qkvb": (BASE, "timm"),
+    "dinov3-swiglu": (replace(BASE, qkv_bias=False, swiglu=True), "timm"),
+}
 
 INITIAL = (
     replace(TINY, dim=192, heads=3, mlp_dim=768, depth=3),
