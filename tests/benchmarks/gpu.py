@@ -70,5 +70,5 @@ def page(results: dict[str, Any], threads: int) -> str:
     failed = [(name, what, text) for name, one in results.items() for what, text in one["errors"].items()]
     errors = "".join(f"- {name}, {what}: {text}\n" for name, what, text in failed)
     device = next(iter(results.values()))["device"]
-    table = f"{device}. {heading(describe(threads))}\n{markdown(columns, rows)}"
+    table = f"{heading(device, describe(threads))}\n{markdown(columns, rows)}"
     return f"{table}\nNot run:\n\n{errors}" if errors else table

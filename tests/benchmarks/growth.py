@@ -111,7 +111,9 @@ def main(options: argparse.Namespace) -> None:
         first = ["-" if point is None else f"{point['first']:.1f}" for point in points]
         rows.append([f"{axis} {value}", *times, *memory, *first])
     columns = [f"{side}, {unit}" for unit in ("ms", "MiB", "first result, s") for side in SIDES]
-    (folder / "growth.md").write_text(f"{heading(found['machine'])}\n{markdown(['', *columns], rows)}")
+    (folder / "growth.md").write_text(
+        f"{heading('Cost as work grows', found['machine'])}\n{markdown(['', *columns], rows)}"
+    )
     plot(found, folder / "growth.png")
     print(f"{folder / 'growth.md'} and {folder / 'growth.png'}")
 

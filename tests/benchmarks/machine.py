@@ -50,12 +50,12 @@ def versions() -> dict[str, str]:
     return known
 
 
-def heading(described: dict[str, Any], rate: float | None = None) -> str:
-    """The lines above a table."""
+def heading(title: str, described: dict[str, Any], rate: float | None = None) -> str:
+    """The title of a page, and the lines above its tables."""
     listed = ", ".join(f"{name} {version}" for name, version in described["versions"].items())
     matmul = f" The matmul rate measured in the same rounds: {rate / 1e9:.0f} GFLOP/s." if rate else ""
     return (
-        f"Measured on {described['date']}, {described['processor']}, threads: {described['threads']}; load of the "
+        f"# {title}\n\nMeasured on {described['date']}, {described['processor']}, threads: {described['threads']}; load of the "
         f"machine at the start {described['load']:.1f}.{matmul} {listed}.\n\n```\n{described['command']}\n```\n"
     )
 

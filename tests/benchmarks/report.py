@@ -73,7 +73,7 @@ def page(results: dict[str, Any], machine: dict[str, Any]) -> str:
     ]
     rate = statistics.median(row["matmul_rate"][1] for found in results.values() for row in found["measures"])
     parts = [
-        heading(machine, rate),
+        heading("Every architecture", machine, rate),
         "Geometric means of how many times faster eqx_vit is, over the pairs whose models are the same:\n",
         markdown(["setting", "measure", "peer", "models", "times faster", "least", "most"], mean_rows),
         "Each pair, medians of rounds in turn:\n",
