@@ -41,6 +41,7 @@ MODELS = (
 )
 OURS, STACKED = "eqx_vit", "eqx_vit stacked"
 EAGER, COMPILED, ONNX, OPENVINO = "PyTorch", "PyTorch compiled", "ONNX Runtime", "OpenVINO"
+TITLE = "One image at a time"
 SIDES = (OURS, STACKED, EAGER, COMPILED, ONNX, OPENVINO)
 
 
@@ -233,8 +234,9 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         [*(ratio_row(name, found) for name, found in results.items()), mean_row()],
     )
     return (
-        f"{heading('One image at a time', machine, rate)}\nHow many times faster `eqx_vit.compiled` is, by processor time, median of rounds "
-        f"in turn; above 1 it is the faster:\n\n{ratios}\nMilliseconds of processor time, median:\n\n{tables[0]}\n"
+        f"{heading(TITLE, machine, rate)}\n"
+        "How many times faster `eqx_vit.compiled` is, by processor time, median of rounds in turn; above 1 it is the faster:\n\n"
+        f"{ratios}\nMilliseconds of processor time, median:\n\n{tables[0]}\n"
         f"Milliseconds of wall time, median:\n\n{tables[1]}"
         + ("\nNot run:\n\n" + "\n".join(errors) + "\n" if errors else "")
     )
