@@ -22,9 +22,10 @@ from eqx_vit.paths import named_leaves, named_statistics
 from eqx_vit.registry import AnyModel, config_to_json, find_preset, list_models
 from eqx_vit.surgery import replace_head
 from eqx_vit.train.augment import identity_affines, prepare_batch
-from eqx_vit.train.batches import EvaluationExamples, Images, read_batches
+from eqx_vit.train.batches import EvaluationExamples, Images
 from eqx_vit.train.data import Data, View, load_data
 from eqx_vit.train.file_images import FileImages
+from eqx_vit.train.inference import map_images
 from eqx_vit.train.predictor import load_run
 from eqx_vit.train.progress import ProgressLog
 from eqx_vit.train.start import make_view, reload_data
@@ -158,19 +159,13 @@ def compute_features(frozen: Frozen, batch_size: int, workers: int, log: Progres
     data = frozen.data
     count = len(data.labels)
     examples = EvaluationExamples(frozen.images, data.labels, np.arange(count))
+
+    def compute(images: np.ndarray) -> np.ndarray:
+        return np.asarray(_run(frozen.model, frozen.state, jnp.asarray(frozen.prepare(images)))).astype(np.float32)
+
+    found, features = map_images(compute, examples, batch_size, workers, log.show_reading)
     readable = np.zeros(count, dtype=bool)
-    rows: list[np.ndarray] = []
-    with read_batches(examples, batch_size, workers=workers) as batches:
-        for number, batch in enumerate(batches):
-            kept = batch.unreadable < 0
-            readable[number * batch_size :][: len(kept)] = kept
-            # The last batch is filled up with its last image: another shape would compile again.
-            fill = [(0, batch_size - len(kept)), *[(0, 0)] * 3]
-            images = np.pad(batch.images, fill, mode="edge") if len(kept) < batch_size else batch.images
-            found = np.asarray(_run(frozen.model, frozen.state, jnp.asarray(frozen.prepare(images))))
-            rows.append(found[: len(kept)][kept].astype(np.float32))
-            log.show_reading(min((number + 1) * batch_size, count), count)
-    features = np.concatenate(rows)
+    readable[found] = True
     check(len(features) > 0, "none of the images can be read")
     check(bool(np.isfinite(features).all()), "the model gives features that are infinite or NaN")
     place = np.cumsum(readable) - 1  # of an image among the rows

@@ -97,6 +97,23 @@ def _classify(
     show: Callable[[int, int], None],
 ) -> tuple[Indices, Float[np.ndarray, "models images classes"]]:
     """(positions among the examples of those that can be read, their probabilities)."""
+    found, probabilities = map_images(
+        lambda images: np.moveaxis(softmax(np.asarray(classify(images))), 1, 0), examples, batch_size, workers, show
+    )
+    return found, np.moveaxis(probabilities, 0, 1)
+
+
+def map_images(
+    compute: Callable[[np.ndarray], np.ndarray],
+    examples: EvaluationExamples,
+    batch_size: int,
+    workers: int,
+    show: Callable[[int, int], None],
+) -> tuple[Indices, Float[np.ndarray, "images ..."]]:
+    """(positions among the examples of those that can be read, what `compute(batch of images)` makes of each).
+
+    **Raises:** `ValueError` where there are none, or a worker that reads them has ended.
+    """
     found: list[np.ndarray] = []
     chunks: list[np.ndarray] = []
     # To start processes takes seconds: of few images threads have read all of them by then.
@@ -107,10 +124,10 @@ def _classify(
             fill = [(0, batch_size - len(kept)), *[(0, 0)] * 3]
             images = np.pad(batch.images, fill, mode="edge") if len(kept) < batch_size else batch.images
             found.append(number * batch_size + np.flatnonzero(kept))
-            chunks.append(softmax(np.asarray(classify(images))[:, : len(kept)][:, kept]))
+            chunks.append(compute(images)[: len(kept)][kept])
             show(min((number + 1) * batch_size, len(examples)), len(examples))
     check(bool(chunks), "there are no images to evaluate")
-    return np.concatenate(found), np.concatenate(chunks, axis=1)
+    return np.concatenate(found), np.concatenate(chunks)
 
 
 def _judge(
