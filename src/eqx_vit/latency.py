@@ -2,6 +2,7 @@
 
 import json
 import platform
+import time
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -24,6 +25,9 @@ from eqx_vit.registry import AnyModel, config_to_json
 Model = TypeVar("Model", bound=AnyModel)
 # Numbers of an array that is compiled in, 256 KiB of float32: biases, norms, tables; a matrix of a small block at most.
 MOST_FOLDED = 2**16
+# Products by Eigen, sums by YNNPACK: which of XLA's libraries is faster depends on processor, threads and shapes.
+EIGEN_PRODUCTS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+ROUNDS = 8  # in which `tune` calls each program once
 SETTINGS = ("jax_default_matmul_precision", "jax_enable_x64")  # that a program depends on
 DIGEST = 64  # bytes before a serialised executable
 
@@ -100,7 +104,13 @@ class Compiled:
 
 @no_type_check
 def compiled(
-    model: AnyModel, state: State, batch: int = 1, *, image_size: Size | None = None, serialized: bytes | None = None
+    model: AnyModel,
+    state: State,
+    batch: int = 1,
+    *,
+    image_size: Size | None = None,
+    tune: bool = False,
+    serialized: bytes | None = None,
 ) -> Compiled:
     """A model in inference mode, compiled ahead of time for batches of one size: `run(images)` gives the logits.
 
@@ -110,8 +120,10 @@ def compiled(
     The result has copies of them; the model may be let go.
 
     **Arguments:** `model`, `state` as `create` or `load` returned them; `batch`: how many images; `image_size`: in
-    pixels, by default the config's, and 224 for models that take any; `serialized`: what `Compiled.serialize` gave for
-    the same model, batch and size, to be read in place of compiling. JAX reads it by pickle: never take it from others.
+    pixels, by default the config's, and 224 for models that take any; `tune`: on a CPU, compile once more
+    with another of XLA's libraries for matrix products, time both programs, and keep the faster on this machine;
+    `serialized`: what `Compiled.serialize` gave for the same model, batch and size, to be read in place of compiling.
+    JAX reads it by pickle: never take it from others.
 
     **Raises:** `ValueError` for an impossible size or batch, and for what was serialised for something else.
     """
@@ -138,10 +150,34 @@ def compiled(
 
     digest = _digest(model, leaves, shape, on_cpu)
     arguments = (turned, jax.ShapeDtypeStruct(shape, dtype))
-    executable = (
-        jax.jit(run).lower(*arguments).compile() if serialized is None else _read(serialized, digest, arguments)
-    )
+    if serialized is not None:
+        return Compiled(_read(serialized, digest, arguments), turned, shape, dtype, digest)
+    lowered = jax.jit(run).lower(*arguments)
+    executable = lowered.compile()
+    if tune and on_cpu:
+        executable = _tuned(lowered, executable, turned, jnp.zeros(shape, dtype))
     return Compiled(executable, turned, shape, dtype, digest)
+
+
+@no_type_check
+def _tuned(
+    lowered: jax.stages.Lowered, executable: jax.stages.Compiled, weights: Sequence[Array], images: Array
+) -> jax.stages.Compiled:
+    """The executable, or that with `EIGEN_PRODUCTS`: the one with the shortest of some calls in turn."""
+    try:
+        candidates = (executable, lowered.compile(compiler_options=EIGEN_PRODUCTS))
+    except jax.errors.JaxRuntimeError as error:
+        if "option" not in str(error):
+            raise
+        return executable  # the option is experimental: this JAX has none of that name
+
+    def seconds(candidate: jax.stages.Compiled) -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(candidate(weights, images))
+        return time.perf_counter() - start
+
+    rounds = [[seconds(candidate) for candidate in candidates] for _ in range(ROUNDS)]
+    return candidates[int(np.argmin(np.min(rounds, axis=0)))]
 
 
 @no_type_check

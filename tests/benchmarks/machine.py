@@ -55,7 +55,7 @@ def heading(title: str, described: dict[str, Any], rate: float | None = None) ->
     listed = ", ".join(f"{name} {version}" for name, version in described["versions"].items())
     matmul = f" The matmul rate measured in the same rounds: {rate / 1e9:.0f} GFLOP/s." if rate else ""
     return (
-        f"# {title}\n\n"
+        f"# {title}, JAX {described['versions']['jax']}\n\n"
         f"Measured on {described['date']}, {described['processor']}, threads: {described['threads']}; load of the "
         f"machine at the start {described['load']:.1f}.{matmul} {listed}.\n\n```\n{described['command']}\n```\n"
     )

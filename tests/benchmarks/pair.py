@@ -32,7 +32,7 @@ def names_of(options: argparse.Namespace) -> list[str]:
     """The sides of this pair, ours first."""
     names, library = ["eqx_vit"], peer_library(options.architecture, options.setting)
     if library:
-        names += [library] if options.quick else [library, f"{library} compiled"]
+        names += [library] if options.eager else [library, f"{library} compiled"]
     return names if options.quick or options.architecture != "vit" else [*names, "flax"]
 
 
@@ -156,6 +156,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--side", help="from cold, this side alone")
     parser.add_argument("--image-size", type=int, dest="image_size")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--eager", action="store_true")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--batch", type=int, default=8)

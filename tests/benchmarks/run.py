@@ -3,6 +3,7 @@
 python tests/benchmarks/run.py --quick          eager peers, forward at batch 1, the seed's calls: about 4 minutes
 python tests/benchmarks/run.py                  everything: hours; run it again and it goes on where it was
 python tests/benchmarks/run.py vit cait         these two alone
+python tests/benchmarks/run.py --eager          everything but compiled PyTorch: half the time
 python tests/benchmarks/run.py --latency        one image on one thread, beside PyTorch, ONNX Runtime and OpenVINO
 python tests/benchmarks/run.py --growth         ViT-S over image size, depth and batch, beside timm
 python tests/benchmarks/run.py --gpu            forward and training in bfloat16 on a GPU, beside compiled timm
@@ -70,6 +71,7 @@ def in_process(architecture: str, setting: str, options: argparse.Namespace, *ex
     command = [sys.executable, str(HERE / "pair.py"), architecture, setting, *extra, "--dtype", options.dtype]
     command += ["--threads", str(options.threads), "--runs", str(options.runs), "--seconds", str(options.seconds)]
     command += ["--quick"] if options.quick else []
+    command += ["--eager"] if options.eager or options.quick else []
     # Two frameworks share the accelerator's memory: neither may take it all.
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "OMP_NUM_THREADS": str(options.threads)}
     # From cold means that nothing compiled before is found again.
@@ -86,6 +88,7 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("architectures", nargs="*", metavar="architecture", help=f"of: {', '.join(CALLS)}; or a preset")
     parser.add_argument("--quick", action="store_true", help="eager peers, forward at batch 1")
+    parser.add_argument("--eager", action="store_true", help="no compiled PyTorch, whose compiler takes half the time")
     for kind in KINDS:
         parser.add_argument(f"--{kind}", dest="kind", action="store_const", const=kind, help="see above")
     parser.add_argument("--setting", choices=SETTINGS, help="only the seed's call, or only the preset")
