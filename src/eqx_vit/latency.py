@@ -26,7 +26,7 @@ Model = TypeVar("Model", bound=AnyModel)
 # Numbers of an array that is compiled in, 256 KiB of float32: biases, norms, tables; a matrix of a small block at most.
 MOST_FOLDED = 2**16
 # Products by Eigen, sums by YNNPACK: which of XLA's libraries is faster depends on processor, threads and shapes.
-EIGEN_PRODUCTS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+EIGEN_PRODUCTS: dict[str, str | bool] = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 ROUNDS = 8  # in which `tune` calls each program once
 SETTINGS = ("jax_default_matmul_precision", "jax_enable_x64")  # that a program depends on
 DIGEST = 64  # bytes before a serialised executable
@@ -130,6 +130,7 @@ def compiled(
     check_argument("compiled", "model", model, ImageModel)
     check_state(model, state)
     check(isinstance(batch, int) and batch > 0, f"batch must be a number of images, given {shorten(batch)}")
+    check_argument("compiled", "tune", tune, bool)
     check_argument("compiled", "serialized", serialized, bytes | None)
     size = image_size_of(model.config) if image_size is None else pair(image_size)
     model.config.check_image_size(*size)

@@ -236,7 +236,8 @@ def page(results: dict[str, dict[str, Any]]) -> str:
     )
     return (
         f"{heading(TITLE, machine, rate)}\n"
-        "Times faster of `eqx_vit.compiled(..., tune=True)`, by processor time, median of rounds in turn; above 1 it is the faster:\n\n"
+        "Times faster of `eqx_vit.compiled(..., tune=True)`, by processor time, median of rounds in turn; above 1 it "
+        "is the faster:\n\n"
         f"{ratios}\nMilliseconds of processor time, median:\n\n{tables[0]}\n"
         f"Milliseconds of wall time, median:\n\n{tables[1]}"
         + ("\nNot run:\n\n" + "\n".join(errors) + "\n" if errors else "")
