@@ -15,6 +15,7 @@ import eqx_vit
 from eqx_vit import latency
 from eqx_vit.layers import Stack, Unstacked
 from eqx_vit.paths import named_leaves
+from eqx_vit.testing import randomise
 
 KEY = jax.random.key(0)
 # A plain one, one with state and a stage's rest, stacks in stacks, and a period.
@@ -33,7 +34,7 @@ def stacks_of(model: Any) -> list[Stack]:
 @few_models
 def test_numbers_and_state_are_the_same(name: str) -> None:
     """In training mode, dropout and batch statistics included."""
-    model, state = eqx_vit.create(TINY[name], key=KEY)
+    model, state = randomise(TINY[name])
     apart = eqx_vit.unstacked(model)
     assert stacks_of(model)
     assert not stacks_of(apart)
@@ -69,7 +70,7 @@ def test_every_stack_of_every_model_is_taken_apart() -> None:
 
 
 def test_files_are_the_same(tmp_path: Path) -> None:
-    model, state = eqx_vit.create(TINY["levit"], key=KEY)
+    model, state = randomise(TINY["levit"])
     eqx_vit.save(tmp_path / "stacked", model, state)
     eqx_vit.save(tmp_path / "unstacked", eqx_vit.unstacked(model), state)
     assert (tmp_path / "stacked").read_bytes() == (tmp_path / "unstacked").read_bytes()
@@ -79,7 +80,7 @@ def test_files_are_the_same(tmp_path: Path) -> None:
 
 
 def test_what_is_seen_is_the_same() -> None:
-    model, state = eqx_vit.create(TINY["vit"], key=KEY)
+    model, state = randomise(TINY["vit"])
     apart = eqx_vit.unstacked(model)
     assert eqx_vit.observable(apart) == eqx_vit.observable(model)
     images = images_for("vit")
@@ -95,7 +96,7 @@ def test_what_is_seen_is_the_same() -> None:
 
 def test_it_can_be_changed() -> None:
     """Parts, head and size: it stays taken apart."""
-    model, state = eqx_vit.create(TINY["vit"], key=KEY)
+    model, state = randomise(TINY["vit"])
     apart = eqx_vit.unstacked(model)
     changes = [
         lambda model: eqx_vit.replace(model, "blocks.mlp", lambda key: eqx.nn.Identity(), key=KEY, state=state),
@@ -111,7 +112,7 @@ def test_it_can_be_changed() -> None:
 @pytest.mark.parametrize("name", ["vit", "levit"])
 def test_compiled_gives_the_logits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where most weights are arguments, which the tiny models' are too small to be."""
-    model, state = eqx_vit.create(TINY[name], key=KEY)
+    model, state = randomise(TINY[name])
     images = images_for(name)
     expected, _ = eqx_vit.forward(eqx.nn.inference_mode(model), state, images)
     for limit in (latency.MOST_FOLDED, 100):
@@ -122,7 +123,7 @@ def test_compiled_gives_the_logits(name: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_compiled_is_read_back() -> None:
-    model, state = eqx_vit.create(TINY["vit"], key=KEY)
+    model, state = randomise(TINY["vit"])
     run = eqx_vit.compiled(model, state)
     again = eqx_vit.compiled(model, state, serialized=run.serialize())
     np.testing.assert_array_equal(again(images_for("vit")[:1]), run(images_for("vit")[:1]))
@@ -133,7 +134,7 @@ def test_compiled_is_read_back() -> None:
 @pytest.mark.parametrize("name", ["vit", "levit"])
 def test_each_tuned_program_gives_the_logits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever is the faster; and where JAX has no such option, the only one there is."""
-    model, state = eqx_vit.create(TINY[name], key=KEY)
+    model, state = randomise(TINY[name])
     images = images_for(name)
     expected, _ = eqx_vit.forward(eqx.nn.inference_mode(model), state, images)
     for faster in (0, 1):
@@ -148,7 +149,7 @@ def test_each_tuned_program_gives_the_logits(name: str, monkeypatch: pytest.Monk
 
 
 def test_what_it_was_not_compiled_for_is_refused() -> None:
-    model, state = eqx_vit.create(TINY["vit"], key=KEY)
+    model, state = randomise(TINY["vit"])
     run = eqx_vit.compiled(model, state)
     with pytest.raises(ValueError, match=r"images of shape \(1, .*given shape \(2, "):
         run(images_for("vit"))

@@ -109,7 +109,8 @@ def their_sides(name: str, size: int, folder: Path, errors: dict[str, str]) -> d
                 raise ValueError(f"its logits differ by {gap:.1e}")
             sides[side] = call
         except Exception as error:
-            errors[side] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            sentence = " ".join(str(error).split()).partition(". ")[0]  # what follows may be coloured advice
+            errors[side] = f"{type(error).__name__}: {sentence}"[:200]
 
     def torch_call(call: Any) -> Callable[[], Any]:
         def run() -> Any:
