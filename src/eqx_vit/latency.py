@@ -25,8 +25,10 @@ from eqx_vit.registry import AnyModel, config_to_json
 Model = TypeVar("Model", bound=AnyModel)
 # Numbers of an array that is compiled in, 256 KiB of float32: biases, norms, tables; a matrix of a small block at most.
 MOST_FOLDED = 2**16
-# Products by Eigen, sums by YNNPACK: which of XLA's libraries is faster depends on processor, threads and shapes.
-EIGEN_PRODUCTS: dict[str, str | bool] = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+# Products by Eigen, sums by YNNPACK; vectors of 512 bits, not 256: the fastest depends on processor, threads, shapes.
+EIGEN: dict[str, str | bool] = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+WIDE: dict[str, str | bool] = {"xla_cpu_prefer_vector_width": "512"}
+ALTERNATIVES = (EIGEN, WIDE, EIGEN | WIDE)
 ROUNDS = 8  # in which `tune` calls each program once
 SETTINGS = ("jax_default_matmul_precision", "jax_enable_x64")  # that a program depends on
 DIGEST = 64  # bytes before a serialised executable
@@ -120,10 +122,10 @@ def compiled(
     The result has copies of them; the model may be let go.
 
     **Arguments:** `model`, `state` as `create` or `load` returned them; `batch`: how many images; `image_size`: in
-    pixels, by default the config's, and 224 for models that take any; `tune`: on a CPU, compile once more
-    with another of XLA's libraries for matrix products, time both programs, and keep the faster on this machine;
-    `serialized`: what `Compiled.serialize` gave for the same model, batch and size, to be read in place of compiling.
-    JAX reads it by pickle: never take it from others.
+    pixels, by default the config's, and 224 for models that take any; `tune`: on a CPU, compile three times more, with
+    another of XLA's libraries for matrix products, with wider vectors and with both, time all four, and keep the
+    fastest on this machine; `serialized`: what `Compiled.serialize` gave for the same model, batch and size, to be read
+    in place of compiling. JAX reads it by pickle: never take it from others.
 
     **Raises:** `ValueError` for an impossible size or batch, and for what was serialised for something else.
     """
@@ -164,13 +166,14 @@ def compiled(
 def _tuned(
     lowered: jax.stages.Lowered, executable: jax.stages.Compiled, weights: Sequence[Array], images: Array
 ) -> jax.stages.Compiled:
-    """The executable, or that with `EIGEN_PRODUCTS`: the one with the shortest of some calls in turn."""
-    try:
-        candidates = (executable, lowered.compile(compiler_options=EIGEN_PRODUCTS))
-    except jax.errors.JaxRuntimeError as error:
-        if "option" not in str(error):
-            raise
-        return executable  # the option is experimental: this JAX has none of that name
+    """The executable, or that of an alternative: the one with the shortest of some calls in turn."""
+    candidates = [executable]
+    for options in ALTERNATIVES:
+        try:
+            candidates.append(lowered.compile(compiler_options=options))
+        except jax.errors.JaxRuntimeError as error:
+            if "option" not in str(error):
+                raise  # else the option, none of JAX's own, has another name in this one
 
     def seconds(candidate: jax.stages.Compiled) -> float:
         start = time.perf_counter()
