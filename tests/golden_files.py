@@ -118,7 +118,7 @@ def check_training(golden: Golden, model: Any, state: eqx.nn.State, source: str,
 
     A variance over few positions magnifies rounding, the file's own too: levit-big112's output, in float32, is 1.5e-5
     from what float64 gives, and what float32 gives depends on the processor. So the file is held against our model in
-    float64, and our model in float32 against that.
+    float64, and our model in float32 against that; and against the file, where half the tolerance is left for it.
     """
     train = eqx.filter_jit(eqx_vit.forward)
     images = golden.image_batch("train_input")
@@ -126,10 +126,13 @@ def check_training(golden: Golden, model: Any, state: eqx.nn.State, source: str,
         exact, _ = train(*_as_float64((model, state, images)))
     # Official code returns the pair of heads in training mode, ours their mean.
     heads = [array for key, array in golden.arrays.items() if key in ("train_output", "train_output_dist")]
-    close(exact, np.mean(heads, axis=0), atol, f"{name}: train_output")
+    expected = np.mean(heads, axis=0)
+    close(exact, expected, atol, f"{name}: train_output")
     with optimised():
         logits, after = train(model, state, images)
     close(logits, np.asarray(exact), atol, f"{name}: train_output in float32")
+    if np.abs(np.asarray(exact) - expected).max() < atol / 2:
+        close(logits, expected, atol, f"{name}: train_output in float32, and the file's")
     found = to_state_dict(model, after, source)
     for key, expected in golden.arrays.items():
         if key.startswith("train_state/") and not key.endswith("num_batches_tracked"):

@@ -173,7 +173,7 @@ def _tuned(
             candidates.append(lowered.compile(compiler_options=options))
         except jax.errors.JaxRuntimeError as error:
             if "option" not in str(error):
-                raise  # else the option, none of JAX's own, has another name in this one
+                raise  # else this JAX lacks it: none of these options is promised
 
     def seconds(candidate: jax.stages.Compiled) -> float:
         start = time.perf_counter()
