@@ -34,9 +34,10 @@ def images_for(name: str, batch: int = 2) -> jax.Array:
 
 @functools.cache
 def zeros(name: str) -> Any:
-    """Variables that nothing was compiled for."""
+    """Variables that nothing was compiled for; arrays, also where the first to ask is inside a trace."""
     shapes = jax.eval_shape(describe(name).init, KEYS, images_for(name))
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    with jax.ensure_compile_time_eval():
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def same(left: Any, right: Any) -> None:
